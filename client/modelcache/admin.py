@@ -1,0 +1,73 @@
+"""What operators ask, for Python programs: AdminService beside the Client of the same socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Self
+
+from modelcache.client import Client, answer
+from modelcache.connection import admin_address, open_channel
+from modelcache.v1 import admin_pb2, admin_pb2_grpc, common_pb2
+
+_PAGE_SIZE = 500
+
+EVICT_SECONDS = 600.0
+"""Unlinking 140 GB takes ext4 some seconds; a disk that is busy, minutes."""
+
+
+class Admin:
+    """A connection to the operators' socket, which serves CacheService too. Every call raises ModelCacheError."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """``address``: else MODELCACHE_ADMIN_ADDRESS, else the default socket. Raises AddressError."""
+        self.address = admin_address(address)
+        self._channel = open_channel(self.address)
+        self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
+        self.cache = Client(self.address, channel=self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close()
+
+    def status(self) -> admin_pb2.CacheStatus:
+        """The disk's truth at this moment."""
+        return answer(self._stub.GetStatus, admin_pb2.GetStatusRequest()).status
+
+    def evict(self, models: Iterable[common_pb2.ModelReference], *, dry_run: bool) -> admin_pb2.EvictModelsResponse:
+        """What went, or would go. Raises IN_USE, and then nothing went."""
+        request = admin_pb2.EvictModelsRequest(models=models, dry_run=dry_run)
+        return answer(self._stub.EvictModels, request, EVICT_SECONDS)
+
+    def pin(self, model: common_pb2.ModelReference) -> list[common_pb2.Model]:
+        """Never evict this; returns the snapshots that the pin covers now."""
+        return list(answer(self._stub.PinModel, admin_pb2.PinModelRequest(model=model)).models)
+
+    def unpin(self, model: common_pb2.ModelReference) -> None:
+        """Takes a pin away. Raises PIN_NOT_FOUND."""
+        answer(self._stub.UnpinModel, admin_pb2.UnpinModelRequest(model=model))
+
+    def cancel_transfer(self, repo_id: str, commit: str = "") -> int:
+        """Ends running transfers of a repository, or of one commit; returns how many."""
+        request = admin_pb2.CancelTransferRequest(repo_id=repo_id, commit=commit)
+        return answer(self._stub.CancelTransfer, request).cancelled
+
+    def leases(self) -> Iterator[common_pb2.Lease]:
+        """All leases, page after page, oldest first."""
+        token = ""
+        while True:
+            page = answer(self._stub.ListLeases, admin_pb2.ListLeasesRequest(page_size=_PAGE_SIZE, page_token=token))
+            yield from page.leases
+            token = page.next_page_token
+            if not token:
+                return
+
+    def release(self, lease_ids: Iterable[str] = (), *, repo_id: str = "", recovered: bool = False) -> list[str]:
+        """Ends leases by id, on a repository, or all recovered ones; returns the ids of those ended."""
+        request = admin_pb2.ReleaseLeasesRequest(lease_ids=lease_ids, repo_id=repo_id, recovered=recovered)
+        return list(answer(self._stub.ReleaseLeases, request).lease_ids)

@@ -1,0 +1,1 @@
+"""cachectl: what an operator on the node asks of its cache. Needs the extra ``modelcached[cli]``."""

@@ -1,0 +1,102 @@
+"""The verbs of cachectl, and how their failures are told."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+
+import click
+import grpc
+
+from modelcache.cachectl.evict import evict
+from modelcache.cachectl.keep import cancel, pin, release, unpin
+from modelcache.cachectl.listing import leases, ls
+from modelcache.cachectl.pull import pull
+from modelcache.cachectl.session import Session
+from modelcache.cachectl.status import status
+from modelcache.connection import DEFAULT_ADMIN_ADDRESS, AddressError, explain_unreachable
+from modelcache.errors import ModelCacheError
+from modelcache.output import BadAnswerError
+from modelcache.reasons import EXIT_SOFTWARE, EXIT_USAGE
+
+EXIT_INTERRUPTED = 130
+EXIT_IO = 74
+
+
+@click.group(invoke_without_command=True, epilog="Example: cachectl status")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; before or after the verb.")
+@click.option(
+    "--address",
+    metavar="ADDRESS",
+    help=f"The operators' socket: else MODELCACHE_ADMIN_ADDRESS, else {DEFAULT_ADMIN_ADDRESS}.",
+)
+@click.version_option(package_name="modelcached", prog_name="cachectl")
+@click.pass_context
+def cli(context: click.Context, as_json: bool, address: str | None) -> int:
+    """What an operator asks of the node's model cache.
+
+    Data goes to stdout, prose to stderr. Exit statuses are those of docs/errors.md: 0 done, 64 usage, 66 not found,
+    69 no daemon, 75 in use or come again.
+    """
+    session = context.ensure_object(Session)
+    session.json, session.address = as_json, address
+    context.call_on_close(session.close)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        return EXIT_USAGE
+    return 0
+
+
+for _verb in (status, ls, pull, evict, pin, unpin, cancel, leases, release):
+    cli.add_command(_verb)
+
+
+def run(arguments: list[str]) -> int:
+    """Runs a verb; returns the exit status."""
+    session = Session()
+    try:
+        result = cli.main(arguments, prog_name="cachectl", standalone_mode=False, obj=session)
+        sys.stdout.flush()
+    except OSError as error:
+        # Nothing may be left to be flushed at exit into a pipe that is closed, or a disk that is full.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # a reader that has seen enough needs no words
+            _tell("OUTPUT", f"cannot write to stdout: {error.strerror}", EXIT_IO, as_json="--json" in arguments)
+        return EXIT_IO
+    except click.Abort:
+        click.echo(err=True)
+        return EXIT_INTERRUPTED
+    except (ModelCacheError, AddressError, BadAnswerError, click.ClickException) as error:
+        reason, message, exit_status = _told(error, session)
+        _tell(reason, message, exit_status, as_json="--json" in arguments)
+        return exit_status
+    return result if isinstance(result, int) else 0
+
+
+def _told(error: Exception, session: Session) -> tuple[str, str, int]:
+    """Reason, message and exit status."""
+    if isinstance(error, ModelCacheError):
+        return error.label, _text(error, session), error.exit_status
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx else "cachectl"
+        return "USAGE", f"{error.format_message()}; see {where} --help", EXIT_USAGE
+    if isinstance(error, AddressError):
+        return "USAGE", str(error), EXIT_USAGE
+    return "INTERNAL", str(error), EXIT_SOFTWARE
+
+
+def _text(error: ModelCacheError, session: Session) -> str:
+    if error.reason or error.code is not grpc.StatusCode.UNAVAILABLE:
+        return error.text
+    address = session.admin.address
+    return f"no daemon answers at {address}: {explain_unreachable(address) or error.message}; {error.mend}"
+
+
+def _tell(reason: str, message: str, exit_status: int, *, as_json: bool) -> None:
+    if as_json:
+        told = {"error": {"reason": reason, "message": message, "exit_status": exit_status}}
+        sys.stderr.write(json.dumps(told) + "\n")
+    else:
+        sys.stderr.write(f"cachectl: {message}\n")

@@ -1,0 +1,125 @@
+"""cachectl pull: fetch models before anybody needs them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import click
+from google.protobuf.duration_pb2 import Duration
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from modelcache.cachectl.session import Session, model_argument, spelt, verb
+from modelcache.client import reference
+from modelcache.errors import ModelCacheError
+from modelcache.output import answers, hub_directory
+from modelcache.progress import describe
+from modelcache.report import LINE_EVERY_SECONDS
+from modelcache.units import format_size, printable
+from modelcache.v1 import cache_pb2, common_pb2
+
+LEASE_SECONDS = 60
+"""Long enough to be released by us, short enough to be forgotten if we die."""
+
+
+class _Watcher(Protocol):
+    def __call__(self, progress: cache_pb2.Progress) -> None: ...
+
+
+@click.command("pull", epilog="Example: cachectl pull Qwen/Qwen2.5-7B-Instruct org/name@v2 --profile transformers")
+@click.argument("models", metavar="MODEL[@REV]...", nargs=-1, required=True, type=model_argument)
+@click.option("--profile", metavar="P", default="", help="vllm (default), transformers, full or gguf:<quant>.")
+@click.option("--include", metavar="GLOB", multiple=True, help="Instead of a profile; may be repeated.")
+@click.option("--exclude", metavar="GLOB", multiple=True, help="Instead of a profile; may be repeated.")
+@verb
+def pull(
+    session: Session,
+    models: tuple[common_pb2.ModelReference, ...],
+    profile: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> None:
+    """Make models whole on this node; prints their paths."""
+    if profile and (include or exclude):
+        raise click.UsageError("--profile and --include/--exclude exclude each other")
+    done = []
+    try:
+        for model in models:
+            wanted = reference(model.repo_id, model.revision, profile=profile, include=include, exclude=exclude)
+            done += _pull_one(session, wanted)
+    except KeyboardInterrupt:
+        session.say("\nstopped waiting; the transfer goes on (cachectl cancel ends it)")
+        raise
+    finally:
+        if session.json and done:
+            session.print_json(done)
+
+
+def _pull_one(session: Session, model: common_pb2.ModelReference) -> list[dict[str, str | int | bool | None]]:
+    lease = cache_pb2.LeaseRequest(holder="cachectl pull", ttl=Duration(seconds=LEASE_SECONDS))
+    with _watching(session, spelt(model)) as watch, session.admin.cache.ensure(model, lease=lease) as stream:
+        ready = None
+        for event in stream:
+            if isinstance(event, cache_pb2.Ready):
+                ready = event
+            else:
+                watch(event)
+    if ready is None:
+        raise click.ClickException("the daemon ended the stream without an answer")
+    _release(session, ready.lease.id)
+    told = answers(ready, hub_directory(None, {}, ready.hub_dir))
+    for answer in told:
+        session.say(f"{answer.repo_id}: {answer.outcome}, {format_size(answer.bytes_total)}")
+        if not session.json:
+            click.echo(answer.path)
+    return [answer.as_dict() for answer in told]
+
+
+def _release(session: Session, lease_id: str) -> None:
+    if not lease_id:
+        return
+    try:
+        session.admin.cache.release(lease_id)
+    except ModelCacheError as error:
+        session.say(f"lease {lease_id} not released, it ends within a minute: {error.message}")
+
+
+@contextmanager
+def _watching(session: Session, name: str) -> Iterator[_Watcher]:
+    """Shows progress: a bar on a terminal, else a line at each change of phase and every five seconds."""
+    if session.json or not session.err.is_terminal:
+        yield _Lines(session, name)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
+    with Progress(*columns, console=session.err, transient=True) as display:
+        yield _Bar(display, display.add_task(printable(name), total=None, text=""))
+
+
+class _Bar:
+    def __init__(self, display: Progress, task: TaskID) -> None:
+        self._display = display
+        self._task = task
+
+    def __call__(self, progress: cache_pb2.Progress) -> None:
+        total = progress.bytes_total or None
+        self._display.update(self._task, total=total, completed=progress.bytes_done, text=describe(progress))
+
+
+class _Lines:
+    def __init__(self, session: Session, name: str) -> None:
+        self._session = session
+        self._name = name
+        self._phase: int | None = None
+        self._said = 0.0
+
+    def __call__(self, progress: cache_pb2.Progress) -> None:
+        now = time.monotonic()
+        if progress.phase != self._phase or now - self._said >= LINE_EVERY_SECONDS:
+            self._phase, self._said = progress.phase, now
+            self._session.say(f"{self._name}: {describe(progress)}")

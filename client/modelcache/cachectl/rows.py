@@ -1,0 +1,94 @@
+"""What --json prints, as plain values; scripts rely on these keys. Sizes are bytes, times RFC 3339 or null."""
+
+from __future__ import annotations
+
+from google.protobuf.message import Message
+
+from modelcache.v1 import admin_pb2, common_pb2
+from modelcache.words import lease_kind_word, model_state_word
+
+Row = dict[str, object]
+
+
+def status_row(status: admin_pb2.CacheStatus) -> Row:
+    """The disk's truth; used_bytes is what `du` sees, and partial, trash and quarantine are parts of it."""
+    return {
+        "budget_bytes": status.budget_bytes,
+        "used_bytes": status.used_bytes,
+        "reserved_bytes": status.reserved_bytes,
+        "partial_bytes": status.partial_bytes,
+        "trash_bytes": status.trash_bytes,
+        "quarantine_bytes": status.quarantine_bytes,
+        "pinned_bytes": status.pinned_bytes,
+        "leased_bytes": status.leased_bytes,
+        "filesystem_free_bytes": status.filesystem_free_bytes,
+        "filesystem_total_bytes": status.filesystem_total_bytes,
+        "min_free_bytes": status.min_free_bytes,
+        "models": status.models,
+        "leases": status.leases,
+        "transfers": [transfer_row(transfer) for transfer in status.transfers],
+        "hub_dir": status.hub_dir,
+        "version": status.version,
+        "degraded": list(status.degraded),
+    }
+
+
+def transfer_row(transfer: admin_pb2.Transfer) -> Row:
+    """A running transfer; eta_seconds is null while nothing is known."""
+    return {
+        "repo_id": transfer.repo_id,
+        "commit": transfer.commit,
+        "bytes_total": transfer.bytes_total,
+        "bytes_done": transfer.bytes_done,
+        "bytes_per_second": transfer.bytes_per_second,
+        "eta_seconds": transfer.eta.ToTimedelta().total_seconds() if transfer.HasField("eta") else None,
+        "waiters": transfer.waiters,
+        "background": transfer.background,
+    }
+
+
+def model_row(model: common_pb2.Model) -> Row:
+    """A cached snapshot."""
+    return {
+        "repo_id": model.repo_id,
+        "commit": model.commit,
+        "revisions": list(model.revisions),
+        "profiles": list(model.profiles),
+        "size_bytes": model.size_bytes,
+        "unique_bytes": model.unique_bytes,
+        "last_used": _moment(model, "last_used"),
+        "pinned": model.pinned,
+        "leases": list(model.lease_ids),
+        "state": model_state_word(model.state),
+    }
+
+
+def lease_row(lease: common_pb2.Lease) -> Row:
+    """A lease; expires_at is null where only an event ends it."""
+    return {
+        "id": lease.id,
+        "kind": lease_kind_word(lease.kind),
+        "holder": lease.holder,
+        "models": [
+            {"repo_id": model.repo_id, "commit": model.commit, "revision": model.revision or None}
+            for model in lease.models
+        ],
+        "granted_at": _moment(lease, "granted_at"),
+        "expires_at": _moment(lease, "expires_at"),
+    }
+
+
+def eviction_row(response: admin_pb2.EvictModelsResponse, *, dry_run: bool) -> Row:
+    """What went, or with dry_run would go."""
+    return {
+        "dry_run": dry_run,
+        "models": [
+            {"repo_id": model.repo_id, "commit": model.commit, "bytes_freed": model.bytes_freed}
+            for model in response.models
+        ],
+        "bytes_freed": response.bytes_freed,
+    }
+
+
+def _moment(message: Message, field: str) -> str | None:
+    return str(getattr(message, field).ToJsonString()) if message.HasField(field) else None

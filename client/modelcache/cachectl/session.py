@@ -1,0 +1,96 @@
+"""What every verb shares: the daemon's address, --json, and where to write."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from modelcache.admin import Admin
+from modelcache.client import parse_reference, reference
+from modelcache.units import printable
+from modelcache.v1 import common_pb2
+
+PLAIN_COLUMNS = 80
+"""Width of tables where there is no terminal to ask."""
+
+
+@dataclass
+class Session:
+    """One run of cachectl. The connection is opened when it is first asked for."""
+
+    address: str | None = None
+    json: bool = False
+
+    @cached_property
+    def admin(self) -> Admin:
+        """The daemon. Raises AddressError."""
+        return Admin(self.address)
+
+    @cached_property
+    def out(self) -> Console:
+        """Stdout, for data; colour only on a terminal."""
+        return _console(stderr=False)
+
+    @cached_property
+    def err(self) -> Console:
+        """Stderr, for prose."""
+        return _console(stderr=True)
+
+    def print_json(self, value: object) -> None:
+        """One JSON value, the only thing on stdout."""
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+    def say(self, text: str) -> None:
+        """A line of prose on stderr; with --json nobody reads it."""
+        if not self.json:
+            self.err.print(Text(printable(text)), soft_wrap=True)
+
+    def close(self) -> None:
+        """Closes the connection, if there was one."""
+        if "admin" in self.__dict__:
+            self.admin.close()
+
+
+def _console(*, stderr: bool) -> Console:
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    # Markup and highlighting off: a repository called "[red]" is a name.
+    return Console(stderr=stderr, width=None if terminal else PLAIN_COLUMNS, markup=False, highlight=False, emoji=False)
+
+
+_AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+_ADDRESS = click.option("--address", metavar="ADDRESS", help="The operators' socket of the daemon.")
+
+
+def verb(function: Callable[..., object]) -> Callable[..., object]:
+    """Gives a verb the session, and the options that are taken before and after it."""
+
+    def with_session(
+        context: click.Context, /, *arguments: object, as_json: bool, address: str | None, **options: object
+    ) -> object:
+        session = context.ensure_object(Session)
+        session.json = session.json or as_json
+        session.address = address if address is not None else session.address
+        return function(session, *arguments, **options)
+
+    return _AS_JSON(_ADDRESS(functools.update_wrapper(click.pass_context(with_session), function)))
+
+
+def model_argument(text: str) -> common_pb2.ModelReference:
+    """An argument ``org/name`` or ``org/name@revision``; click reports what is malformed."""
+    try:
+        return reference(*parse_reference(text))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def spelt(model: common_pb2.ModelReference) -> str:
+    """The way a user writes it."""
+    return f"{model.repo_id}@{model.revision}" if model.revision else model.repo_id

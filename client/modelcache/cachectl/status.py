@@ -1,0 +1,66 @@
+"""cachectl status: the disk at a glance."""
+
+from __future__ import annotations
+
+import click
+from rich.text import Text
+
+from modelcache.cachectl.rows import status_row
+from modelcache.cachectl.session import Session, verb
+from modelcache.progress import percent
+from modelcache.units import format_duration, format_rate, format_size, printable
+from modelcache.v1 import admin_pb2
+
+_BAR_COLUMNS = 30
+_SHORT_COMMIT = 8
+
+
+@click.command(epilog="Example: cachectl status --json | jq .used_bytes")
+@verb
+def status(session: Session) -> None:
+    """Show what the cache uses, what is promised, and what is under way."""
+    now = session.admin.status()
+    if session.json:
+        session.print_json(status_row(now))
+        return
+    for line in _lines(now, bars=session.out.is_terminal):
+        session.out.print(line, soft_wrap=True)
+
+
+def _lines(now: admin_pb2.CacheStatus, *, bars: bool) -> list[Text]:
+    lines = [Text(f"degraded  {printable(reason)}", style="bold red") for reason in now.degraded]
+    used = f"{format_size(now.used_bytes)} of {format_size(now.budget_bytes)} used"
+    share = percent(now.used_bytes, now.budget_bytes)
+    lines.append(Text(f"cache     {_budget_bar(now) if bars else ''}{used} ({share} %)"))
+    if now.reserved_bytes:
+        lines.append(Text(f"          {format_size(now.reserved_bytes)} more promised to requests"))
+    kept = [("pinned", now.pinned_bytes), ("leased", now.leased_bytes), ("partial", now.partial_bytes)]
+    left = [("trash", now.trash_bytes), ("quarantine", now.quarantine_bytes)]
+    lines.append(Text("          " + ", ".join(f"{format_size(size)} {name}" for name, size in kept + left)))
+    free, total = format_size(now.filesystem_free_bytes), format_size(now.filesystem_total_bytes)
+    lines.append(Text(f"disk      {free} free of {total}; {format_size(now.min_free_bytes)} kept free"))
+    lines.append(Text(f"models    {now.models}, under {now.leases} lease{'' if now.leases == 1 else 's'}"))
+    lines.append(Text(f"hub       {printable(now.hub_dir)} (modelcached {printable(now.version)})"))
+    lines += [Text(f"transfer  {_transfer_line(transfer)}") for transfer in now.transfers]
+    return lines
+
+
+def _budget_bar(now: admin_pb2.CacheStatus) -> str:
+    """``#`` used, ``+`` promised, ``-`` free of the budget."""
+    budget = max(1, now.budget_bytes)
+    used = min(_BAR_COLUMNS, _BAR_COLUMNS * now.used_bytes // budget)
+    reserved = min(_BAR_COLUMNS - used, _BAR_COLUMNS * now.reserved_bytes // budget)
+    return f"[{'#' * used}{'+' * reserved}{'-' * (_BAR_COLUMNS - used - reserved)}] "
+
+
+def _transfer_line(transfer: admin_pb2.Transfer) -> str:
+    done, total = transfer.bytes_done, transfer.bytes_total
+    parts = [
+        f"{printable(transfer.repo_id)}@{transfer.commit[:_SHORT_COMMIT]}",
+        f"{format_size(done)} of {format_size(total)} ({percent(done, total)} %)",
+        format_rate(transfer.bytes_per_second),
+    ]
+    if transfer.HasField("eta"):
+        parts.append(f"{format_duration(transfer.eta.ToTimedelta())} left")
+    parts.append("in the background" if transfer.background else f"{transfer.waiters} waiting")
+    return ", ".join(parts)

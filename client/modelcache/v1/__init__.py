@@ -1,0 +1,1 @@
+"""Generated from proto/modelcache/v1 by `make proto`."""

@@ -1,0 +1,172 @@
+"""Promising bytes before the first one is fetched (invariant 4): first come, first served, evicting what may go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from modelcached.cache import eviction
+from modelcached.cache.core import Core
+from modelcached.errors import CacheError, Reason
+from modelcached.ledger.space import Reservation
+from modelcached.model import Digest, FileEntry, RepoId
+from modelcached.units import format_size
+
+log = structlog.get_logger()
+
+_BLOCK = 4096
+_JOURNAL_BYTES_PER_STEP = 64  # a line for each 2 MiB step, and checkpoints
+_STEP = 2 << 20
+
+
+def blob_bytes(size_bytes: int) -> int:
+    """What a blob takes on disk while it is fetched: whole blocks, and its journal's."""
+    journal = _BLOCK + size_bytes // _STEP * _JOURNAL_BYTES_PER_STEP
+    return -(-size_bytes // _BLOCK) * _BLOCK + -(-journal // _BLOCK) * _BLOCK
+
+
+def overhead_bytes(files: int, folders: int) -> int:
+    """Links, directories, the record: a block each, and some for their directories' growth."""
+    return (files + folders) * _BLOCK + files * 1024 + 16 * _BLOCK
+
+
+def selection_bytes(entries: list[FileEntry]) -> int:
+    """What a selection takes on disk from nothing."""
+    folders = {entry.path.rpartition("/")[0] for entry in entries}
+    unique = {entry.digest: entry.size_bytes for entry in entries}
+    return sum(map(blob_bytes, unique.values())) + overhead_bytes(len(entries), len(folders))
+
+
+async def admit(core: Core, whole_bytes: int, need: Callable[[], int], holder: str) -> Reservation:
+    """Reserves ``need()`` bytes, evicting for it. The caller goes on in the same step of the event loop.
+
+    ``whole_bytes`` is the request's size from nothing: what exceeds the budget by itself is told so at
+    once. ``need`` is asked again after every wait, for others may have fetched some of it meanwhile.
+    Raises CacheError OVER_BUDGET or NO_SPACE_NOW, naming need, free, pinned, leased and in flight.
+    """
+    async with core.admission:
+        while True:
+            free = await core.free_bytes()
+            wanted = need()
+            if wanted == 0:
+                return core.space.reserve(0, holder)
+            shortfall = wanted - core.space.room_bytes(free)
+            if shortfall <= 0:
+                return core.space.reserve(wanted, holder)
+            _check_ever_fits(core, whole_bytes, holder)
+            if await drop_leftovers(core, shortfall, expired_only=True):
+                continue
+            victims, freed = eviction.plan(core, shortfall)
+            if freed < shortfall:
+                if await drop_leftovers(core, shortfall - freed, expired_only=False):
+                    continue
+                if core.evictions:
+                    await asyncio.wait(core.evictions.values())
+                    continue
+                raise _refusal(core, wanted, free, freed, holder)
+            if victims:
+                await asyncio.gather(*eviction.condemn(core, [victim.id for victim in victims], "space"))
+
+
+def _check_ever_fits(core: Core, whole_bytes: int, holder: str) -> None:
+    limits = core.space.limits
+    most = limits.budget_bytes - limits.set_aside_bytes
+    if whole_bytes > most:
+        pinned, leased = pinned_and_leased(core)
+        raise CacheError(
+            Reason.OVER_BUDGET,
+            f"{holder} needs {format_size(whole_bytes)}, cache.budget is {format_size(limits.budget_bytes)} "
+            f"({format_size(pinned)} pinned, {format_size(leased)} leased)",
+            metadata={
+                "need_bytes": whole_bytes,
+                "budget_bytes": limits.budget_bytes,
+                "pinned_bytes": pinned,
+                "leased_bytes": leased,
+            },
+        )
+
+
+def _refusal(core: Core, wanted: int, free: int, evictable: int, holder: str) -> CacheError:
+    limits = core.space.limits
+    pinned, leased = pinned_and_leased(core)
+    in_flight = core.space.reserved_bytes + core.space.area_bytes("partial")
+    return CacheError(
+        Reason.NO_SPACE_NOW,
+        f"{holder} needs {format_size(wanted)} more; of the budget of {format_size(limits.budget_bytes)} "
+        f"{format_size(core.space.used_bytes)} are used ({format_size(pinned)} pinned, {format_size(leased)} leased, "
+        f"{format_size(in_flight)} in flight, {format_size(evictable)} can be evicted); the filesystem has "
+        f"{format_size(free)} free, of which {format_size(limits.min_free_bytes)} are kept (cache.min_free)",
+        metadata={
+            "need_bytes": wanted,
+            "budget_bytes": limits.budget_bytes,
+            "used_bytes": core.space.used_bytes,
+            "pinned_bytes": pinned,
+            "leased_bytes": leased,
+            "in_flight_bytes": in_flight,
+            "evictable_bytes": evictable,
+            "filesystem_free_bytes": free,
+            "min_free_bytes": limits.min_free_bytes,
+        },
+    )
+
+
+def pinned_and_leased(core: Core) -> tuple[int, int]:
+    """Allocated bytes under pins and under leases; a blob under both counts in both."""
+    refs = core.refs()
+    sums = []
+    for covered in (core.use.pins_on, core.use.leases_on):
+        inodes: dict[int, int] = {}
+        for snapshot in core.index.snapshots():
+            if covered(snapshot.id, refs):
+                repo = core.index.repo(snapshot.id.repo_id)
+                blobs = [repo.blobs[digest] for digest in snapshot.digests if digest in repo.blobs]
+                inodes |= {blob.stamp.inode: blob.allocated_bytes for blob in blobs}
+        sums.append(sum(inodes.values()))
+    return sums[0], sums[1]
+
+
+def orphans(core: Core) -> list[tuple[RepoId, Digest]]:
+    """Finished blobs that no snapshot links to and no request holds: left by one that did not come to its end."""
+    found = []
+    for repo_id, repo in core.index.repos.items():
+        linked = {digest for snapshot in repo.snapshots.values() for digest in snapshot.digests}
+        found += [(repo_id, d) for d in repo.blobs if d not in linked and not core.use.held(d)]
+    return found
+
+
+async def drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: bool) -> bool:
+    """Removes unfinished and orphaned blobs that nobody fetches or holds, oldest first; whether any went.
+
+    ``wanted_bytes`` None means all. ``expired_only``: only what nobody asked for within ``partial_ttl``.
+    """
+    horizon = time.time() - core.config.cache.partial_ttl.total_seconds() if expired_only else float("inf")
+    partials = await core.pools.on_disk(core.partials.listed)
+    idle = sorted((at, digest) for digest, at in partials.items() if at < horizon)
+    freed, dropped = 0, False
+    before = core.space.used_bytes
+    for _, digest in idle:
+        if wanted_bytes is not None and freed >= wanted_bytes:
+            break
+        if core.use.held(digest):  # asked again: a request has come since the list was made
+            continue
+        with core.use.hold((), (digest,)):
+            await core.pools.on_disk(core.partials.remove, digest)
+        await core.measure("partial")
+        freed, dropped = before - core.space.used_bytes, True
+        log.info("removed unfinished blob", digest=digest.hex)
+    for repo_id, digest in orphans(core):
+        if wanted_bytes is not None and freed >= wanted_bytes:
+            break
+        blob = core.index.repo(repo_id).blobs[digest]
+        if blob.stamp.mtime_ns / 1e9 >= horizon or core.use.held(digest):
+            continue
+        del core.index.repo(repo_id).blobs[digest]
+        with core.use.hold((), (digest,)):
+            await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
+        await core.measure_after(repo_id)
+        freed, dropped = before - core.space.used_bytes, True
+        log.info("removed blob that no snapshot links to", repo_id=repo_id, digest=digest.hex)
+    return dropped

@@ -1,0 +1,365 @@
+"""Making a request's snapshots whole: look, verify, link, reserve, fetch, publish.
+
+An assembly outlives its callers: when all have gone its flights go on at
+background priority, for the next pod restart will want them. Whoever asks for
+the same meanwhile joins it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from modelcached.cache.admission import admit, blob_bytes, overhead_bytes, selection_bytes
+from modelcached.cache.core import Core
+from modelcached.cache.requests import Phase, Progress
+from modelcached.errors import CacheError, Reason
+from modelcached.events import BlobCondemned
+from modelcached.ledger.space import Reservation
+from modelcached.model import Digest, FileEntry, Revision, Selection, SnapshotId, as_commit, repo_folder
+from modelcached.sources.http import HttpSource, RemoteFile
+from modelcached.sources.origin import HubOrigin, LocalOrigin, Origin
+from modelcached.store.disk import storage_error
+from modelcached.store.index import Blob, Snapshot, SnapshotState
+from modelcached.store.manifests import BlobStamp, Record
+from modelcached.store.scan import snapshot_stamps
+from modelcached.transfer.flight import Flight, Stage
+from modelcached.transfer.flights import Flights
+from modelcached.transfer.hashing import hash_file
+
+log = structlog.get_logger()
+
+_RATE_WINDOW_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One repository of a request, down to its files."""
+
+    record: Record
+    selection: Selection
+    revision: Revision
+    stale: bool
+
+    @property
+    def snapshot(self) -> SnapshotId:
+        """Which commit."""
+        return self.record.snapshot
+
+    @property
+    def entries(self) -> dict[str, FileEntry]:
+        """The selected files."""
+        return {path: self.record.manifest.files[path] for path in self.selection.paths}
+
+    @property
+    def digests(self) -> set[Digest]:
+        """Their blobs."""
+        return {entry.digest for entry in self.entries.values()}
+
+    @property
+    def bytes_total(self) -> int:
+        """The selection's size."""
+        return sum(entry.size_bytes for entry in self.entries.values())
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one repository's snapshot was made from."""
+
+    fetched_bytes: int = 0
+    linked_bytes: int = 0
+    started: int = 0
+    joined: int = 0
+
+
+async def is_whole(core: Core, want: Want) -> bool:
+    """The selection is complete and on disk, by belief and by stat through every link: a hit."""
+    snapshot = core.index.snapshot(want.snapshot)
+    if snapshot is None or snapshot.state is not SnapshotState.READY or snapshot.record is None:
+        return False
+    if want.selection.profile not in snapshot.record.selections:
+        return False
+    repo = core.index.repo(want.snapshot.repo_id)
+    found = await core.pools.on_disk(snapshot_stamps, core.layout, want.snapshot, want.selection.paths)
+    for path, entry in want.entries.items():
+        blob, status = repo.blobs.get(entry.digest), found[path]
+        if blob is None or not blob.verified or status is None or BlobStamp.of(status) != blob.stamp:
+            return False
+    return True
+
+
+@dataclass(slots=True, eq=False)
+class Assembly:
+    """One running request for one set of snapshots."""
+
+    core: Core
+    flights: Flights
+    source: HttpSource
+    endpoint: str
+    wants: tuple[Want, ...]
+    token: str | None = field(repr=False)
+    publishes: bool = True
+    """False for a single file that is only to be read."""
+    phase: Phase = Phase.QUEUED
+    detail: str = ""
+    waiters: int = 0
+    tallies: dict[SnapshotId, Tally] = field(default_factory=dict)
+    joined: dict[Digest, Flight] = field(default_factory=dict)
+    started_at: float = field(default_factory=time.monotonic)
+    task: asyncio.Task[None] | None = None
+    _points: dict[SnapshotId, set[Revision]] = field(default_factory=dict)
+    _samples: list[tuple[float, int]] = field(default_factory=list)
+
+    @property
+    def holder(self) -> str:
+        """For messages: the base model and how many adapters."""
+        base = str(self.wants[0].snapshot)
+        return base if len(self.wants) == 1 else f"{base} with {len(self.wants) - 1} adapters"
+
+    def __post_init__(self) -> None:
+        """The first caller's revisions; more may be added while it runs."""
+        for want in self.wants:
+            self.also_point((want,))
+
+    # Callers
+
+    def also_point(self, wants: tuple[Want, ...]) -> None:
+        """A caller asks for the same commit by another branch or tag."""
+        for want in wants:
+            if as_commit(want.revision) is None and not want.stale:
+                self._points.setdefault(want.snapshot, set()).add(want.revision)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A caller waits: its flights come before background work."""
+        self.waiters += 1
+        if self.waiters == 1:
+            for flight in self.joined.values():
+                flight.urgent += 1
+        try:
+            yield
+        finally:
+            self.waiters -= 1
+            if self.waiters == 0:
+                for flight in self.joined.values():
+                    flight.urgent -= 1
+
+    def progress(self, waiters: int) -> Progress:
+        """At this moment."""
+        total = sum(want.bytes_total for want in self.wants)
+        missing = sum(flight.size_bytes for flight in self.joined.values())
+        done = total - missing + sum(flight.done_bytes for flight in self.joined.values())
+        phase = self.phase
+        if phase is Phase.DOWNLOADING and all(f.stage >= Stage.VERIFYING for f in self.joined.values()):
+            phase = Phase.VERIFYING
+        return Progress(phase, total, max(0, min(total, done)), self._rate(done), waiters, self.detail)
+
+    def _rate(self, done: int) -> int:
+        now = time.monotonic()
+        self._samples = [(at, size) for at, size in self._samples if now - at <= _RATE_WINDOW_SECONDS]
+        if not self._samples or now - self._samples[-1][0] >= 0.2:
+            self._samples.append((now, done))
+        at, size = self._samples[0]
+        return max(0, int((done - size) / (now - at))) if now - at >= 0.2 else 0
+
+    # The work
+
+    async def run(self) -> None:
+        """Returns when every selection is published; raises CacheError."""
+        reservation: Reservation | None = None
+        digests = {digest for want in self.wants for digest in want.digests}
+        with self.core.use.hold((want.snapshot for want in self.wants), digests):
+            try:
+                self.phase = Phase.RESERVING
+                for want in self.wants:
+                    self.tallies[want.snapshot] = Tally()
+                    await self.core.settled(want.snapshot.repo_id)
+                    await self._verify_found(want)
+                    await self._link(want)
+                whole = sum(selection_bytes(list(want.entries.values())) for want in self.wants)
+                reservation = await admit(self.core, whole, self._need, self.holder)
+                self._take_off(reservation)
+                self.phase = Phase.DOWNLOADING
+                await self._land()
+                for want in self.wants:
+                    await self._link(want)
+                self.phase = Phase.PUBLISHING
+                for want in self.wants if self.publishes else ():
+                    await self._publish(want)
+                self.phase = Phase.READY
+            except OSError as error:
+                raise storage_error(error, f"assembling {self.holder}") from error
+            finally:
+                for flight in self.joined.values():
+                    self.flights.leave(flight)
+                if reservation is not None:
+                    reservation.release()
+                await self.core.measure_after(*(want.snapshot.repo_id for want in self.wants))
+
+    async def _verify_found(self, want: Want) -> None:
+        """Believes no blob that was not hashed, or that no longer looks as it did when it was."""
+        repo_id = want.snapshot.repo_id
+        repo = self.core.index.repo(repo_id)
+        for digest, size in {entry.digest: entry.size_bytes for entry in want.entries.values()}.items():
+            path = self.core.layout.blob(repo_id, digest)
+            blob = repo.blobs.get(digest)
+            status = await self.core.pools.on_disk(_regular, path)
+            if blob is not None and blob.foreign:
+                continue  # copied and verified by a flight
+            if status is None:
+                repo.blobs.pop(digest, None)
+                continue
+            if blob is not None and blob.verified and BlobStamp.of(status) == blob.stamp:
+                continue
+            self.phase, self.detail = Phase.VERIFYING, f"hashing {digest.hex[:12]}"
+            right = status.st_size == size and await self.core.pools.on_hash(hash_file, path, digest)
+            if right:
+                status = await self.core.pools.on_disk(self.core.snapshots.seal_blob, repo_id, digest)
+                repo.blobs[digest] = Blob.verified_now(status)
+                continue
+            log.warning("blob is not what its name says", repo_id=repo_id, digest=digest.hex, size_bytes=status.st_size)
+            repo.blobs.pop(digest, None)
+            await self.core.pools.on_disk(self.core.snapshots.quarantine_blob, repo_id, digest)
+            await self.core.measure("quarantine")
+            self.core.observe(BlobCondemned(repo_id, digest.hex))
+        self.phase, self.detail = Phase.RESERVING, ""
+
+    def _missing(self, want: Want) -> dict[Digest, FileEntry]:
+        blobs = self.core.index.repo(want.snapshot.repo_id).blobs
+        return {
+            entry.digest: entry
+            for entry in want.entries.values()
+            if (blob := blobs.get(entry.digest)) is None or not blob.verified
+        }
+
+    async def _link(self, want: Want) -> None:
+        """Takes what another repository of the cache has, as the same inode."""
+        target = want.snapshot.repo_id
+        for digest, entry in self._missing(want).items():
+            donor = self.core.index.donor(digest)
+            if donor is None or donor == target:
+                continue
+            expected = self.core.index.repo(donor).blobs[digest]
+            there = await self.core.pools.on_disk(_regular, self.core.layout.blob(donor, digest))
+            if there is None or BlobStamp.of(there) != expected.stamp:
+                continue  # not what was verified: fetched anew, the donor is healed when it is asked for
+            try:
+                status = await self.core.pools.on_disk(self.core.snapshots.link_blob, digest, donor, target)
+            except OSError as error:  # too many links, or a filesystem without: a second copy is right, only larger
+                log.info("cannot link, fetching instead", digest=digest.hex, why=str(error))
+                continue
+            blob = Blob.verified_now(status)
+            self.core.index.repo(target).blobs[digest] = blob
+            expected.link_count = blob.link_count
+            self.core.space.add(repo_folder(target), blob.stamp.inode, blob.allocated_bytes)
+            if digest not in self.joined:
+                self.tallies[want.snapshot].linked_bytes += entry.size_bytes
+
+    def _need(self) -> int:
+        """Bytes to reserve now: what is missing and not in flight, and what publishing takes."""
+        fetch: dict[Digest, int] = {}
+        paths, folders = 0, 0
+        for want in self.wants:
+            for digest, entry in self._missing(want).items():
+                if self.flights.get(digest) is None:
+                    fetch[digest] = entry.size_bytes
+            snapshot = self.core.index.snapshot(want.snapshot)
+            whole = snapshot is not None and snapshot.record and want.selection.profile in snapshot.record.selections
+            if self.publishes and not whole:
+                paths += len(want.record.paths | want.selection.paths)
+                folders += len({path.rpartition("/")[0] for path in want.selection.paths})
+        return sum(map(blob_bytes, fetch.values())) + (overhead_bytes(paths, folders) if paths or fetch else 0)
+
+    def _take_off(self, reservation: Reservation) -> None:
+        """Joins or starts a flight for each missing blob; small files first. One step of the event loop."""
+        for want in self.wants:
+            tally = self.tallies[want.snapshot]
+            repo = self.core.index.repo(want.snapshot.repo_id)
+            for digest, entry in sorted(self._missing(want).items(), key=lambda item: item[1].size_bytes):
+                flight = self.flights.get(digest)
+                if flight is None:
+                    file = RemoteFile(self.endpoint, want.snapshot.repo_id, want.snapshot.commit, entry, self.token)
+                    origins: list[Origin] = [HubOrigin(self.source, file)]
+                    foreign = repo.blobs.get(digest)
+                    if foreign is not None and foreign.foreign and foreign.path is not None:
+                        origins.insert(0, LocalOrigin(foreign.path))
+                    flight = self.flights.start(digest, entry.size_bytes, want.snapshot.repo_id, origins)
+                    flight.reservation = reservation
+                    tally.started += 1
+                else:
+                    tally.joined += 1
+                if digest not in self.joined:
+                    self.joined[digest] = flight
+                    flight.interest += 1
+                    flight.urgent += 1 if self.waiters else 0
+
+    async def _land(self) -> None:
+        """Waits for all flights. The first failure ends the wait; what the others have is kept."""
+        pending = {flight.done for flight in self.joined.values()}
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+            for landed in done:
+                landed.result()
+        for want in self.wants:
+            tally = self.tallies[want.snapshot]
+            own = {d: f for d, f in self.joined.items() if f.repo_id == want.snapshot.repo_id and d in want.digests}
+            if tally.started:
+                tally.fetched_bytes = sum(f.size_bytes for f in own.values() if f.origin.label == "hub")
+
+    async def _publish(self, want: Want) -> None:
+        """Snapshot, record, ref, listing: in the order in which a kill in between does no harm."""
+        core, snapshot_id = self.core, want.snapshot
+        async with core.publishing(snapshot_id):
+            snapshot = core.index.snapshot(snapshot_id)
+            record = snapshot.record if snapshot is not None and snapshot.record is not None else want.record
+            repo = core.index.repo(snapshot_id.repo_id)
+            blobs, files = repo.blobs, record.manifest.files
+            if missing := self._missing(want):
+                raise CacheError(
+                    Reason.STORAGE_ERROR,
+                    f"{len(missing)} blobs of {snapshot_id} vanished while it was being published",
+                    metadata={"digest": next(iter(missing)).hex},
+                )
+            # Selections that lost a blob meanwhile (somebody removed it) are complete no longer.
+            selections = {
+                name: selection
+                for name, selection in record.selections.items()
+                if all(
+                    (blob := blobs.get(files[path].digest)) is not None and blob.verified for path in selection.paths
+                )
+            }
+            selections[want.selection.profile] = want.selection
+            record = replace(record, selections=selections, readers=want.record.readers)
+            links = {path: files[path].digest for path in record.paths}
+            stamps = {digest: blobs[digest].stamp for digest in links.values()}
+            record = replace(record, stamps=stamps)
+            complete = links.keys() == files.keys()
+            leased = bool(core.use.leases_on(snapshot_id, core.refs()))
+            if not complete:
+                await core.pools.on_disk(core.snapshots.remove_tree_file, snapshot_id)
+            trashed = await core.pools.on_disk(core.snapshots.publish, snapshot_id, links, may_gap=not leased)
+            await core.pools.on_disk(core.manifests.write, record)
+            repo = core.index.repo(snapshot_id.repo_id)
+            repo.snapshots[snapshot_id.commit] = Snapshot(snapshot_id, links, record, SnapshotState.READY)
+            if complete:
+                await core.pools.on_disk(core.snapshots.write_tree, record.manifest)
+            if trashed is not None:
+                await core.pools.on_disk(core.disk.remove_tree, trashed)
+        for revision in sorted(self._points.get(snapshot_id, ())):
+            await core.point(snapshot_id.repo_id, revision, snapshot_id.commit)
+
+
+def _regular(path: str) -> os.stat_result | None:
+    """Stat of a regular file, not through a symlink; None for anything else."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None

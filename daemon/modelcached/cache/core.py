@@ -1,0 +1,158 @@
+"""What all parts of the cache share: its stores, its beliefs, its books. Built once, by main."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from modelcached.config import Config
+from modelcached.errors import CacheError, Reason
+from modelcached.events import Observer
+from modelcached.ledger.clock import Clock
+from modelcached.ledger.database import Database, Statement
+from modelcached.ledger.space import Limits, Space
+from modelcached.ledger.use import UseLedger
+from modelcached.model import Commit, RepoId, Revision, SnapshotId, repo_folder
+from modelcached.pools import Pools
+from modelcached.store.disk import Disk
+from modelcached.store.index import Index
+from modelcached.store.layout import Layout
+from modelcached.store.manifests import ManifestStore
+from modelcached.store.owner import Ballast
+from modelcached.store.partials import PartialStore
+from modelcached.store.scan import free_bytes, measure
+from modelcached.store.snapshots import SnapshotStore
+
+SET_ASIDE_BYTES = 4 << 20
+"""state.db and its WAL may grow by this without asking."""
+
+
+@dataclass(slots=True, eq=False)
+class Core:
+    """One cache directory and all that is known of it. The event loop's alone."""
+
+    config: Config
+    layout: Layout
+    disk: Disk
+    pools: Pools
+    database: Database
+    use: UseLedger
+    clock: Clock
+    observe: Observer
+    index: Index = field(default_factory=Index)
+    space: Space = field(default_factory=lambda: Space(Limits(0, 0)))
+    evictions: dict[SnapshotId, asyncio.Task[int]] = field(default_factory=dict)
+    """Condemned snapshots, until their last trace is gone."""
+    admission: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """The line for space: first come, first served."""
+    degraded: dict[str, str] = field(default_factory=dict)
+    """What is not as it should be, by topic."""
+    partials: PartialStore = field(init=False)
+    manifests: ManifestStore = field(init=False)
+    snapshots: SnapshotStore = field(init=False)
+    ballast: Ballast = field(init=False)
+    _measuring: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    _publishing: defaultdict[SnapshotId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    def __post_init__(self) -> None:
+        """The stores share the disk's seam and the layout."""
+        self.partials = PartialStore(self.disk, self.layout)
+        self.manifests = ManifestStore(self.disk, self.layout)
+        self.snapshots = SnapshotStore(self.disk, self.layout)
+        self.ballast = Ballast(self.disk, self.layout)
+
+    # Space
+
+    def apply_limits(self, filesystem_bytes: int) -> None:
+        """Budget and free space as configured now."""
+        section = self.config.cache
+        self.space.limits = Limits(
+            section.budget.of(filesystem_bytes), section.min_free.of(filesystem_bytes), SET_ASIDE_BYTES
+        )
+
+    async def free_bytes(self) -> int:
+        """f_bavail now."""
+        free, _ = await self.pools.on_disk(free_bytes, self.layout.cache_dir)
+        return free
+
+    def areas(self) -> Mapping[str, tuple[str, frozenset[str]]]:
+        """The fixed areas of the account: name -> path, and what below it belongs to another area."""
+        layout = self.layout
+        inner = {"partial": layout.partial, "trash": layout.trash, "quarantine": layout.quarantine}
+        inner |= {"staging": layout.staging, "manifests": layout.manifests}
+        return {
+            **{name: (path, frozenset[str]()) for name, path in inner.items()},
+            "private": (layout.private, frozenset(inner.values())),
+            "root": (layout.cache_dir, frozenset({layout.hub, layout.private})),
+        }
+
+    async def measure(self, *names: str) -> None:
+        """Brings the account of those areas up to what is on the disk; a repository's area is its folder's name."""
+        fixed = self.areas()
+        for name in names:
+            path, skip = fixed.get(name, (f"{self.layout.hub}/{name}", frozenset[str]()))
+            async with self._measuring[name]:  # a slow look must not overwrite a later one
+                self.space.set_area(name, await self.pools.on_disk(measure, path, skip=skip))
+
+    async def measure_hub(self) -> None:
+        """All of hub/, one area a folder; what is no folder of a repository counts too."""
+        names = await self.pools.on_disk(os.listdir, self.layout.hub)
+        gone = [n for n in self.space.areas() if n not in names and n not in self.areas() and n != "hub"]
+        for name in gone:
+            self.space.set_area(name, {})
+        for name in names:
+            await self.measure(name)
+        status = await self.pools.on_disk(os.lstat, self.layout.hub)
+        self.space.set_area("hub", {status.st_ino: status.st_blocks * 512})
+
+    async def measure_after(self, *repos: RepoId) -> None:
+        """What a change to repositories touches."""
+        names = [repo_folder(repo_id) for repo_id in set(repos)]
+        await self.measure(*names, "partial", "staging", "trash", "manifests", "private")
+        status = await self.pools.on_disk(os.lstat, self.layout.hub)
+        self.space.set_area("hub", {status.st_ino: status.st_blocks * 512})
+
+    # Use
+
+    def refs(self) -> Mapping[RepoId, dict[Revision, Commit]]:
+        """What each branch and tag points to now."""
+        return {repo_id: repo.refs for repo_id, repo in self.index.repos.items()}
+
+    async def commit(self, *statements: Statement) -> None:
+        """Writes to state.db before an answer leaves. On a full disk the ballast is given up for it first."""
+        if not statements:
+            return
+        try:
+            await self.database.write(*statements)
+        except sqlite3.Error:
+            await self.pools.on_disk(self.ballast.drop)
+            try:
+                await self.database.write(*statements)
+            except sqlite3.Error as error:
+                self.degraded["state.db"] = f"state.db cannot be written: {error}"
+                raise CacheError(Reason.STORAGE_ERROR, f"{self.layout.state_db} cannot be written: {error}") from error
+        self.degraded.pop("state.db", None)
+
+    # Order
+
+    def publishing(self, snapshot: SnapshotId) -> asyncio.Lock:
+        """One at a time changes what a snapshot holds."""
+        return self._publishing[snapshot]
+
+    async def settled(self, repo_id: RepoId) -> None:
+        """Until no eviction of the repository is under way: what it unlinks must not be published meanwhile."""
+        while running := [task for snapshot, task in self.evictions.items() if snapshot.repo_id == repo_id]:
+            await asyncio.wait(running)
+
+    async def point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
+        """Points a branch or tag at a snapshot that is whole; the last step of its publication."""
+        refs = self.index.repo(repo_id).refs
+        if refs.get(revision) == commit:
+            return
+        await self.pools.on_disk(self.snapshots.write_ref, repo_id, revision, commit)
+        refs[revision] = commit
+        self.use.named(repo_id, revision, commit)

@@ -1,0 +1,171 @@
+"""The one way to start, after a clean stop, a kill, a power loss, or on a directory that somebody else filled.
+
+Read what is on disk, finish or forget what was under way, believe only what can
+be proven, and account for every block. Needs no hand, and may itself be killed
+at any point: it runs again from the beginning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+
+import structlog
+
+from modelcached.cache.core import Core
+from modelcached.errors import CacheError
+from modelcached.model import Commit, RepoId, SnapshotId
+from modelcached.store.index import SnapshotState
+from modelcached.store.manifests import Record
+from modelcached.store.scan import FoundRepo, free_bytes, scan_hub, scan_repo
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Report:
+    """What a start found; every list sorted."""
+
+    ready: list[str] = field(default_factory=list)
+    """Snapshots that can be answered from at once."""
+    unverified: list[str] = field(default_factory=list)
+    """Snapshots that are hashed before the first answer."""
+    removed: list[str] = field(default_factory=list)
+    """Paths that were removed: unfinished business, and what says more than is there."""
+    reported: list[str] = field(default_factory=list)
+    """Paths that the layout has no place for, left alone."""
+    recovered_leases: int = 0
+
+    def sorted(self) -> Report:
+        """Each list in order."""
+        return Report(
+            sorted(self.ready),
+            sorted(self.unverified),
+            sorted(self.removed),
+            sorted(self.reported),
+            self.recovered_leases,
+        )
+
+
+async def recover(core: Core, *, state_was_lost: bool) -> Report:
+    """Fills index and account from the disk. ``state_was_lost``: state.db had to be made anew."""
+    report = Report()
+    await core.pools.on_disk(_clear_unfinished, core, report)
+    found, strangers = await core.pools.on_disk(scan_hub, core.layout)
+    report.reported += strangers
+    records: dict[RepoId, dict[Commit, Record]] = {}
+    for record in await core.pools.on_disk(core.manifests.all):
+        records.setdefault(record.manifest.repo_id, {})[record.manifest.commit] = record
+    adopted: set[str] = set()
+    for repo in found.values():
+        adopted |= await core.pools.on_disk(_mend_repo, core, repo, report)
+    await core.pools.on_disk(_drop_shared, core, adopted)
+    for repo_id in found:
+        fresh = await core.pools.on_disk(scan_repo, core.layout, repo_id)
+        if fresh is None:
+            continue
+        report.reported += fresh.strangers
+        core.index.load(fresh, records.get(repo_id, {}), os.geteuid(), core.layout.repo(repo_id))
+    for snapshot in core.index.snapshots():
+        (report.ready if snapshot.state is SnapshotState.READY else report.unverified).append(str(snapshot.id))
+    for repo_id, commits in records.items():
+        for commit in commits:
+            if core.index.snapshot(SnapshotId(repo_id, commit)) is None:
+                await core.pools.on_disk(core.manifests.remove, SnapshotId(repo_id, commit))
+    for snapshot_id in [s for s in core.use.usage if core.index.snapshot(s) is None]:
+        core.use.forget(snapshot_id)
+    for repo_id, mended in core.index.repos.items():
+        for revision, commit in mended.refs.items():
+            if commit not in core.use.formerly(repo_id, revision):
+                core.use.named(repo_id, revision, commit)
+    await measure_all(core)
+    # Our own records prove that a daemon was here: without its database, every snapshot may be in use.
+    if state_was_lost and records:
+        statements = core.use.recover(sorted(snapshot.id for snapshot in core.index.snapshots()))
+        report.recovered_leases = len(core.use.leases)
+        await core.commit(*statements)
+        core.degraded["recovered"] = (
+            f"state.db was lost: {report.recovered_leases} recovered leases keep every model; "
+            "end them with cachectl release --recovered once you know what is in use"
+        )
+    report = report.sorted()
+    log.info(
+        "recovered",
+        ready=len(report.ready),
+        unverified=report.unverified,
+        removed=report.removed,
+        reported=report.reported,
+        recovered_leases=report.recovered_leases,
+        used_bytes=core.space.used_bytes,
+    )
+    return report
+
+
+async def measure_all(core: Core) -> None:
+    """Every area of the account, and the limits."""
+    _, total = await core.pools.on_disk(free_bytes, core.layout.cache_dir)
+    core.apply_limits(total)
+    await core.measure_hub()
+    await core.measure(*core.areas())
+
+
+def _clear_unfinished(core: Core, report: Report) -> None:
+    """Staging was never visible, trash was given up: both go. Partial data stays if its journal can be read."""
+    layout = core.layout
+    for directory in (layout.staging, layout.trash):
+        for name in sorted(os.listdir(directory)):
+            core.disk.remove_tree(f"{directory}/{name}")
+            report.removed.append(f"{directory}/{name}")
+    report.removed += [f"{layout.partial}/{name}" for name in core.partials.sweep()]
+    core.ballast.fill()
+
+
+def _mend_repo(core: Core, repo: FoundRepo, report: Report) -> set[str]:
+    """Removes what lies: refs and listings that promise more than there is, and long abandoned downloads.
+
+    Returns the shared payloads (huggingface_hub 2.x with Xet) that became this repository's own blobs.
+    """
+    layout, repo_id = core.layout, repo.repo_id
+    try:
+        layout.check_real_directory(layout.repo(repo_id))
+    except CacheError as error:
+        report.reported.append(error.metadata["path"])
+        return set()
+    for revision, commit in repo.refs.items():
+        if commit not in repo.snapshots:
+            core.snapshots.remove_ref(repo_id, revision)
+            report.removed.append(layout.ref(repo_id, revision))
+    for commit in repo.trees:
+        snapshot = SnapshotId(repo_id, commit)
+        if not _tree_is_true(layout.tree(snapshot), set(repo.snapshots.get(commit, {}))):
+            core.snapshots.remove_tree_file(snapshot)
+            report.removed.append(layout.tree(snapshot))
+    horizon = time.time() - core.config.cache.partial_ttl.total_seconds()
+    for path in repo.strangers:
+        # huggingface_hub's unfinished files; a young one may belong to a running download.
+        if path.endswith(".incomplete") and os.path.isfile(path) and os.lstat(path).st_mtime < horizon:
+            core.disk.unlink(path)
+            report.removed.append(path)
+    adopted = set()
+    for digest, blob in repo.blobs.items():
+        if blob.shared_target is not None and not blob.writable_by_others(os.geteuid()):
+            core.snapshots.adopt_shared_blob(repo_id, digest, blob.shared_target)
+            adopted.add(blob.shared_target)
+    core.snapshots.remove_empty_repo(repo_id)
+    return adopted
+
+
+def _drop_shared(core: Core, adopted: set[str]) -> None:
+    """A payload that every repository has as its own needs its shared name no longer."""
+    for target in sorted(adopted):
+        core.snapshots.remove_shared_payload(target)
+
+
+def _tree_is_true(path: str, linked: set[str]) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return set(json.load(file)["files"]) <= linked
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,159 @@
+"""What the cache is asked for, and what it answers."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from modelcached.ledger.leases import Lease
+from modelcached.model import Profile, RepoId, Revision, Selection, SnapshotId
+from modelcached.store.index import SnapshotState
+
+
+class Outcome(enum.Enum):
+    """What an answer was made from."""
+
+    HIT = "hit"
+    JOINED = "joined"
+    DOWNLOADED = "downloaded"
+
+
+class Phase(enum.IntEnum):
+    """Where a request stands."""
+
+    QUEUED = 1
+    RESOLVING = 2
+    RESERVING = 3
+    DOWNLOADING = 4
+    VERIFYING = 5
+    PUBLISHING = 6
+    READY = 7
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One repository as asked for."""
+
+    repo_id: RepoId
+    revision: Revision
+    profile: Profile
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseWish:
+    """Which proof of use the caller can give."""
+
+    pod_uid: str = ""
+    stream: bool = False
+    holder: str = ""
+    ttl: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureRequest:
+    """A base model and its adapters: one admission."""
+
+    models: tuple[ModelRequest, ...]
+    lease: LeaseWish
+    token: str | None = field(default=None, repr=False)
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A request under way, at this moment."""
+
+    phase: Phase
+    bytes_total: int = 0
+    bytes_done: int = 0
+    bytes_per_second: int = 0
+    waiters: int = 1
+    detail: str = ""
+
+    @property
+    def eta(self) -> timedelta | None:
+        """None while nothing is known."""
+        left = self.bytes_total - self.bytes_done
+        if self.phase is not Phase.DOWNLOADING or self.bytes_per_second <= 0 or left < 0:
+            return None
+        return timedelta(seconds=left / self.bytes_per_second)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyModel:
+    """One repository as served."""
+
+    snapshot: SnapshotId
+    revision: Revision
+    path: str
+    selection: Selection
+    outcome: Outcome
+    bytes_total: int
+    bytes_fetched: int
+    bytes_linked: int
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The end of a request."""
+
+    models: tuple[ReadyModel, ...]
+    lease: Lease
+    hub_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """One snapshot, as listed."""
+
+    snapshot: SnapshotId
+    path: str
+    revisions: tuple[Revision, ...]
+    profiles: tuple[str, ...]
+    size_bytes: int
+    unique_bytes: int
+    used_at: float | None
+    pinned: bool
+    leases: tuple[str, ...]
+    state: SnapshotState
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A model on its way."""
+
+    snapshot: SnapshotId
+    progress: Progress
+    background: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The disk's truth at one moment; bytes."""
+
+    budget_bytes: int
+    used_bytes: int
+    reserved_bytes: int
+    partial_bytes: int
+    trash_bytes: int
+    quarantine_bytes: int
+    pinned_bytes: int
+    leased_bytes: int
+    filesystem_free_bytes: int
+    filesystem_total_bytes: int
+    min_free_bytes: int
+    models: int
+    leases: int
+    transfers: tuple[Transfer, ...]
+    hub_dir: str
+    degraded: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """A snapshot that went, or would go."""
+
+    snapshot: SnapshotId
+    freed_bytes: int

@@ -1,0 +1,263 @@
+"""Revision -> commit -> manifest: from memory, from the Hub within a deadline, or from what is cached.
+
+A commit needs no call. A branch's commit is believed for ``resolve_ttl``, then
+asked for again: for at most two seconds if a cached commit can stand in
+(answered as stale), else for ``hub.timeout``, retries included. When the Hub
+has failed several times in a row, nobody asks for a while: the breaker is
+everybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from modelcached.errors import CacheError, Reason
+from modelcached.model import Commit, Manifest, RepoId, Revision, SnapshotId, as_commit
+from modelcached.pools import Pools
+from modelcached.sources.faults import TransientError
+from modelcached.sources.hub import HubApi, Resolved
+from modelcached.store.manifests import ManifestStore, Record
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+STALE_AFTER = timedelta(seconds=1.5)
+"""How long a fresh answer is waited for when a cached one can stand in; the promise is two seconds."""
+MAX_CALLS = 5
+"""Tries of one question, all endpoints together."""
+BREAKER_FAILURES = 3
+BREAKER_SECONDS = 10.0
+_BACKOFF = wait_random_exponential(multiplier=0.25, max=8)
+
+
+def fingerprint(token: str | None) -> str:
+    """Tells tokens apart without keeping them."""
+    return hashlib.sha256(b"modelcached:" + token.encode()).hexdigest()[:16] if token else "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogLimits:
+    """Times of the Hub's answers."""
+
+    resolve_ttl: timedelta
+    timeout: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The commit to serve."""
+
+    commit: Commit
+    stale: bool
+    """It could not be asked for in time; this is the newest that is cached."""
+    restricted: bool | None
+    """None where nobody was asked."""
+
+
+class Breaker:
+    """Stops asking an upstream that has failed several times in a row."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._open_until = 0.0
+
+    @property
+    def open(self) -> bool:
+        """Nobody should ask now."""
+        return time.monotonic() < self._open_until
+
+    def failed(self) -> None:
+        """A question got no answer."""
+        self._failures += 1
+        if self._failures >= BREAKER_FAILURES:
+            self._open_until = time.monotonic() + BREAKER_SECONDS
+
+    def answered(self) -> None:
+        """It lives, whatever it said."""
+        self._failures, self._open_until = 0, 0.0
+
+
+class Catalog:
+    """The event loop's alone; the calls run in Hub threads."""
+
+    def __init__(
+        self,
+        *,
+        apis: Sequence[HubApi],
+        pools: Pools,
+        manifests: ManifestStore,
+        limits: CatalogLimits,
+        observe: Callable[[str, str], None],
+    ) -> None:
+        """``observe(call, outcome)`` counts each call of the Hub."""
+        self._apis = list(apis)
+        self._pools = pools
+        self._manifests = manifests
+        self.limits = limits
+        self._observe = observe
+        self.breaker = Breaker()
+        self._resolved: dict[tuple[RepoId, Revision, str], tuple[float, Resolved]] = {}
+        self._asking: dict[object, asyncio.Task[Any]] = {}
+
+    async def resolve(self, repo_id: RepoId, revision: Revision, token: str | None, cached: Commit | None) -> Answer:
+        """The commit that the revision means. ``cached``: a whole commit that can stand in for it.
+
+        Raises CacheError: what the Hub says for certain (unknown, gated), or UPSTREAM_* when it says nothing
+        and nothing is cached.
+        """
+        commit = as_commit(revision)
+        if commit is not None:
+            return Answer(commit, stale=False, restricted=None)
+        key = (repo_id, revision, fingerprint(token))
+        known = self._resolved.get(key)
+        if known is not None and time.monotonic() - known[0] < self.limits.resolve_ttl.total_seconds():
+            return Answer(known[1].commit, stale=False, restricted=known[1].restricted)
+        if cached is not None and self.breaker.open:
+            return Answer(cached, stale=True, restricted=None)
+
+        async def ask() -> Resolved:
+            resolved = await self._ask(
+                "resolve", lambda api, left: api.resolve(repo_id, revision, self._for(api, token), left)
+            )
+            self._resolved[key] = (time.monotonic(), resolved)
+            return resolved
+
+        question: asyncio.Task[Resolved] = self._once(("resolve", *key), ask)
+        try:
+            wait = STALE_AFTER if cached is not None else None
+            resolved = await asyncio.wait_for(asyncio.shield(question), wait.total_seconds() if wait else None)
+        except TimeoutError:
+            self.breaker.failed()
+            assert cached is not None
+            log.warning("the Hub is slow, serving the cached commit", repo_id=repo_id, revision=revision, commit=cached)
+            return Answer(cached, stale=True, restricted=None)
+        except CacheError as error:
+            silent = error.reason in (Reason.UPSTREAM_UNAVAILABLE, Reason.UPSTREAM_STALLED, Reason.RATE_LIMITED)
+            if cached is None or not silent:
+                raise
+            log.warning(
+                "the Hub failed, serving the cached commit", repo_id=repo_id, revision=revision, why=error.message
+            )
+            return Answer(cached, stale=True, restricted=None)
+        return Answer(resolved.commit, stale=False, restricted=resolved.restricted)
+
+    async def manifest(self, snapshot: SnapshotId, token: str | None, *, restricted: bool | None) -> Record:
+        """What the commit holds, and what this cache has of it: our own record, else the Hub's listing."""
+        record = await self._pools.on_disk(self._manifests.read, snapshot.repo_id, snapshot.commit)
+        if record is not None:
+            return record
+
+        async def ask() -> Manifest:
+            secret = restricted
+            if secret is None:
+                revision = Revision(snapshot.commit)
+                answer = await self._ask(
+                    "resolve", lambda api, left: api.resolve(snapshot.repo_id, revision, self._for(api, token), left)
+                )
+                secret = answer.restricted
+            return await self._ask(
+                "tree",
+                lambda api, left: api.manifest(
+                    snapshot.repo_id, snapshot.commit, self._for(api, token), left, restricted=secret
+                ),
+            )
+
+        listing: asyncio.Task[Manifest] = self._once(("tree", snapshot, fingerprint(token)), ask)
+        return Record(await asyncio.shield(listing))
+
+    async def check_access(self, repo_id: RepoId, token: str | None) -> None:
+        """Asks the Hub whether the token may read the repository. Raises CacheError where not, or where nobody says."""
+
+        async def ask() -> None:
+            await self._ask("auth", lambda api, left: api.check_access(repo_id, self._for(api, token), left))
+
+        question: asyncio.Task[None] = self._once(("auth", repo_id, fingerprint(token)), ask)
+        await asyncio.shield(question)
+
+    def expire(self, repo_id: RepoId) -> None:
+        """The next question about the repository goes to the Hub."""
+        for key in [key for key in self._resolved if key[0] == repo_id]:
+            del self._resolved[key]
+
+    def _for(self, api: HubApi, token: str | None) -> str | None:
+        """A token belongs to the first endpoint's host and goes nowhere else."""
+        return token if api is self._apis[0] else None
+
+    def _once(self, key: object, ask: Callable[[], Coroutine[None, None, T]]) -> asyncio.Task[T]:
+        """One question at a time, however many want the answer; it goes on when they have gone."""
+        running = self._asking.get(key)
+        if running is None:
+            running = asyncio.create_task(ask())
+            self._asking[key] = running
+
+            def over(task: asyncio.Task[T]) -> None:
+                self._asking.pop(key, None)
+                if not task.cancelled():
+                    task.exception()  # read, so that an answer nobody waited for is no complaint
+
+            running.add_done_callback(over)
+        return running
+
+    async def _ask(self, name: str, call: Callable[[HubApi, timedelta], T]) -> T:
+        """One question to the endpoints in turn, within ``hub.timeout`` and MAX_CALLS."""
+        deadline = time.monotonic() + self.limits.timeout.total_seconds()
+
+        def left() -> float:
+            return deadline - time.monotonic()
+
+        def gives_up(state: RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            asked = error.retry_after.total_seconds() if isinstance(error, TransientError) and error.retry_after else 0
+            return state.attempt_number >= MAX_CALLS or left() <= asked
+
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            asked = error.retry_after if isinstance(error, TransientError) else None
+            if asked is not None:
+                return asked.total_seconds()
+            # Another endpoint is asked at once, the same one after a while.
+            return 0.0 if state.attempt_number % len(self._apis) else float(_BACKOFF(state))
+
+        retrying = AsyncRetrying(stop=gives_up, wait=wait, retry=retry_if_exception_type(TransientError), reraise=True)
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    api = self._apis[(attempt.retry_state.attempt_number - 1) % len(self._apis)]
+                    result = await self._call(name, api, call, max(0.1, left()))
+        except TransientError as error:
+            self.breaker.failed()
+            raise error.final() from error
+        except CacheError:
+            self.breaker.answered()
+            raise
+        self.breaker.answered()
+        return result
+
+    async def _call(self, name: str, api: HubApi, call: Callable[[HubApi, timedelta], T], seconds: float) -> T:
+        outcome = "error"
+        try:
+            # The library's own timeouts are per read; this one is for the whole, whatever trickles in.
+            result = await asyncio.wait_for(
+                self._pools.on_hub(call, api, timedelta(seconds=seconds)), timeout=seconds + 0.5
+            )
+            outcome = "ok"
+        except TimeoutError as error:
+            outcome = Reason.UPSTREAM_STALLED
+            raise TransientError(
+                Reason.UPSTREAM_STALLED, f"{api.endpoint} did not answer within {seconds:.1f} s"
+            ) from error
+        except (TransientError, CacheError) as error:
+            outcome = error.reason
+            raise
+        finally:
+            self._observe(name, str(outcome))
+        return result

@@ -1,0 +1,337 @@
+"""The daemon's settings: one TOML file, the environment, and a few flags, checked before anything starts.
+
+Precedence: flags, then ``MODELCACHED_SECTION__KEY``, then the file, then the
+defaults below. Sizes and durations are strings with units. Unknown keys and bad
+values are errors that name the key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
+
+from modelcached.units import parse_duration, parse_size
+
+DEFAULT_CONFIG_FILE = Path("/etc/modelcached/config.toml")
+ENV_PREFIX = "MODELCACHED_"
+
+RELOADABLE = {
+    "cache": {"budget", "min_free", "high_watermark", "low_watermark", "partial_ttl"},
+    "hub": {"token_file", "resolve_ttl"},
+    "transfer": {"rate_limit"},
+    "leases": {"ttl", "max_pod_lease", "reconnect_grace"},
+    "policy": {"allow", "deny", "deny_files"},
+    "log": {"level"},
+}
+"""Keys that take effect when the file changes; the others need a restart, and the daemon says so."""
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; the message names each key and value."""
+
+
+class Size(BaseModel):
+    """Bytes, or a share of the filesystem that holds the cache."""
+
+    model_config = ConfigDict(frozen=True)
+    size_bytes: int | None = None
+    share: float | None = None
+
+    def of(self, filesystem_bytes: int) -> int:
+        """The size in bytes on a filesystem of the given total."""
+        return self.size_bytes if self.size_bytes is not None else int(filesystem_bytes * (self.share or 0.0))
+
+    def __str__(self) -> str:
+        return f"{self.size_bytes}B" if self.size_bytes is not None else f"{(self.share or 0) * 100:g}%"
+
+
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+
+
+def _share(value: object) -> object:
+    if isinstance(value, str) and (match := _PERCENT.fullmatch(value)):
+        share = float(match[1]) / 100
+        if not 0 <= share <= 1:
+            raise ValueError(f"{value!r} is not between 0% and 100%")
+        return share
+    raise ValueError(f"{value!r} is not a percentage: write for example '85%'")
+
+
+def _size_or_share(value: object) -> object:
+    if isinstance(value, Size):
+        return value
+    if isinstance(value, str) and "%" in value:
+        return {"share": _share(value)}
+    return {"size_bytes": _size(value)}
+
+
+def _size(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value == 0:
+        return 0
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} needs a unit: write for example '500GB'")  # noqa: TRY004
+    return parse_size(value)
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} needs a unit: write for example '10m'")  # noqa: TRY004
+    return parse_duration(value)
+
+
+def _mode(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
+        return int(value, 8)
+    raise ValueError(f"{value!r} is not a file mode: write for example '0666'")
+
+
+SizeOrShare = Annotated[Size, BeforeValidator(_size_or_share), PlainSerializer(str)]
+Share = Annotated[float, BeforeValidator(_share), PlainSerializer(lambda share: f"{share * 100:g}%")]
+ByteRate = Annotated[int, BeforeValidator(_size), PlainSerializer(lambda size: f"{size}B")]
+Duration = Annotated[
+    timedelta, BeforeValidator(_duration), PlainSerializer(lambda duration: f"{duration.total_seconds():g}s")
+]
+FileMode = Annotated[int, BeforeValidator(_mode), PlainSerializer(lambda mode: f"{mode:04o}")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CacheSection(_Section):
+    """Where the cache lies and how much it may hold."""
+
+    dir: Path = Path("/var/lib/llm-models")
+    budget: SizeOrShare = Size(share=0.80)
+    """Most that `du` may ever see under dir, reservations included; a size or a share of the filesystem."""
+    min_free: SizeOrShare = Size(share=0.10)
+    """Free space (f_bavail) that is left to others. 10 % is kubelet's nodefs.available threshold."""
+    high_watermark: Share = 0.95
+    """Share of the budget at which eviction in the background begins."""
+    low_watermark: Share = 0.85
+    """Share of the budget at which it stops."""
+    partial_ttl: Duration = timedelta(hours=24)
+    """Unfinished data that nobody has asked for within this time is removed."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CacheSection:
+        if not self.dir.is_absolute():
+            raise ValueError(f"dir {str(self.dir)!r} must be an absolute path")
+        if self.low_watermark > self.high_watermark:
+            raise ValueError("low_watermark is above high_watermark")
+        return self
+
+
+class HubSection(_Section):
+    """The upstream."""
+
+    endpoints: tuple[str, ...] = ("https://huggingface.co",)
+    """The Hub, or mirrors that speak its protocol; tried in order."""
+    token_file: Path | None = None
+    """Read anew for each use; its content goes to the first endpoint's host and nowhere else."""
+    resolve_ttl: Duration = timedelta(minutes=5)
+    """How long a branch's commit is believed without asking again."""
+    timeout: Duration = timedelta(seconds=30)
+    """Most for one call of the Hub's API, retries included."""
+    max_files: int = Field(default=100_000, ge=1)
+    """Most files in one commit; above, the repository is refused."""
+
+    @model_validator(mode="after")
+    def _urls(self) -> HubSection:
+        if not self.endpoints:
+            raise ValueError("endpoints is empty")
+        for endpoint in self.endpoints:
+            url = urlsplit(endpoint)
+            if url.scheme not in ("http", "https") or not url.hostname or url.query or url.username:
+                raise ValueError(f"endpoints: {endpoint!r} is not an http(s) address without credentials")
+        return self
+
+
+class ServerSection(_Section):
+    """The two sockets. Mount their directories into pods, never the sockets themselves."""
+
+    cache_socket: Path = Path("/run/modelcached/cache/cache.sock")
+    admin_socket: Path = Path("/run/modelcached/admin/admin.sock")
+    cache_socket_mode: FileMode = 0o666
+    """Any uid: the mount is the grant."""
+    admin_socket_mode: FileMode = 0o600
+    max_streams: int = Field(default=4096, ge=1)
+    """Calls under way at once over both sockets; above, OVERLOADED."""
+    drain_timeout: Duration = timedelta(seconds=10)
+    """How long SIGTERM waits for streams that have been told to end."""
+
+
+class MetricsSection(_Section):
+    """Prometheus and probes."""
+
+    address: str = "127.0.0.1:9095"
+    """host:port of /metrics, /healthz and /readyz; empty turns the listener off."""
+
+    @model_validator(mode="after")
+    def _host_port(self) -> MetricsSection:
+        if self.address and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:\[\]]*):\d{1,5}", self.address):
+            raise ValueError(f"address {self.address!r} is not host:port")
+        return self
+
+
+class LeasesSection(_Section):
+    """How long use is believed."""
+
+    ttl: Duration = timedelta(hours=24)
+    kubelet_pods_dir: Path | None = Path("/var/lib/kubelet/pods")
+    max_pod_lease: Duration | None = None
+    reconnect_grace: Duration = timedelta(seconds=60)
+
+
+class TransferSection(_Section):
+    """How bytes are moved."""
+
+    connections: int = Field(default=8, ge=1, le=64)
+    """Connections to upstream on this node, all models together."""
+    rate_limit: ByteRate = 0
+    """Bytes a second, all models together; 0 is no limit."""
+    stall_timeout: Duration = timedelta(seconds=30)
+    """A connection that is silent for this long is dropped and its range asked for again."""
+    retry_timeout: Duration = timedelta(minutes=10)
+    """A range that makes no progress for this long, over all retries, fails its request."""
+
+
+class PolicySection(_Section):
+    """What this node may hold. Globs over ``org/name``, except deny_files (over file paths)."""
+
+    allow: tuple[str, ...] = ()
+    """Empty allows all."""
+    deny: tuple[str, ...] = ()
+    deny_files: tuple[str, ...] = ()
+    """A selection that holds such a file is refused, e.g. ``*.bin`` (pickle)."""
+
+
+class LogSection(_Section):
+    """What is written to stderr."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    """auto: console on a terminal, else JSON."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(BaseSettings):
+    """All settings. Immutable: a reload makes a new one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)  # type: ignore[assignment]
+
+    cache: CacheSection = CacheSection()
+    hub: HubSection = HubSection()
+    server: ServerSection = ServerSection()
+    metrics: MetricsSection = MetricsSection()
+    leases: LeasesSection = LeasesSection()
+    transfer: TransferSection = TransferSection()
+    policy: PolicySection = PolicySection()
+    log: LogSection = LogSection()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what ``load`` passes in: it orders the sources itself."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+    def effective(self) -> dict[str, Any]:
+        """Every setting as it would be written; holds no secret, for tokens are files."""
+        return self.model_dump(mode="json")
+
+
+class _Environment(EnvSettingsSource):
+    """MODELCACHED_SECTION__KEY, split by pydantic-settings; lists may be comma-separated."""
+
+    def prepare_field_value(self, field_name: str, field: Any, value: Any, value_is_complex: bool) -> Any:
+        """Leaves all parsing to the sections' validators."""
+        del value, value_is_complex
+        section = field.annotation
+        collected = {}
+        for key, info in section.model_fields.items():
+            text = self.env_vars.get(f"{ENV_PREFIX}{field_name}__{key}".lower())
+            if text is not None:
+                is_list = "tuple" in str(info.annotation)
+                collected[key] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        return collected or None
+
+
+def _check_environment_names() -> list[str]:
+    """Names of ours that mean no key: a misspelt one must not be silently ignored."""
+    known = {
+        f"{ENV_PREFIX}{section}__{key}".upper()
+        for section, field in Config.model_fields.items()
+        for key in field.annotation.model_fields  # type: ignore[union-attr]
+    }
+    return [
+        f"{name}: no such setting" for name in os.environ if name.startswith(ENV_PREFIX) and name.upper() not in known
+    ]
+
+
+def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers win, key by key within a section."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for section, values in layer.items():
+            if isinstance(values, Mapping):
+                held = result.get(section)
+                result[section] = {**(held if isinstance(held, dict) else {}), **values}
+            else:
+                result[section] = values
+    return result
+
+
+def load(file: Path | None, flags: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+    """Reads, merges and checks. ``file`` None means the default file if it is there.
+
+    Raises ConfigError with a line for each thing that is wrong.
+    """
+    from_file: dict[str, Any] = {}
+    path = file or DEFAULT_CONFIG_FILE
+    try:
+        from_file = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if file is not None:
+            raise ConfigError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    environment = _Environment(Config, env_prefix=ENV_PREFIX, env_nested_delimiter="__", case_sensitive=False)
+    problems = _check_environment_names()
+    try:
+        config = Config(**_merged(from_file, environment(), flags or {}))
+    except ValidationError as error:
+        for item in error.errors():
+            name = ".".join(str(part) for part in item["loc"]) or "settings"
+            if item["type"] == "extra_forbidden":
+                problems.append(f"{name}: no such setting")
+            else:
+                problems.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
+        raise ConfigError("\n".join(problems)) from error
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def changed_keys(old: Config, new: Config) -> tuple[set[str], set[str]]:
+    """``section.key`` of what differs: those that can be reloaded, and those that need a restart."""
+    before, after = old.effective(), new.effective()
+    differing = {(s, k) for s in after for k in after[s] if after[s][k] != before[s][k]}
+    now = {f"{s}.{k}" for s, k in differing if k in RELOADABLE.get(s, ())}
+    return now, {f"{s}.{k}" for s, k in differing} - now

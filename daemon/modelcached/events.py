@@ -1,0 +1,56 @@
+"""What happened, for whoever watches (metrics, history). Those who tell depend on nobody who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """An EnsureModel call came to its end."""
+
+    outcome: str
+    """hit, joined, downloaded, error or cancelled."""
+    reason: str
+    """Of an error; else empty."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BytesFetched:
+    """A blob was published."""
+
+    origin: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotEvicted:
+    """A snapshot went."""
+
+    repo_id: str
+    commit: str
+    freed_bytes: int
+    reason: str
+    """space or operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobCondemned:
+    """A blob on disk was not what its name says and went to quarantine."""
+
+    repo_id: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubCalled:
+    """A question to the Hub's API was answered, or not."""
+
+    call: str
+    outcome: str
+
+
+Event = RequestEnded | BytesFetched | SnapshotEvicted | BlobCondemned | HubCalled
+Observer = Callable[[Event], None]

@@ -1,0 +1,158 @@
+"""state.db: what files cannot say. Order of use, leases, pins, which commits a ref has named, history.
+
+One writer thread owns the connection; statements queued meanwhile go into one
+transaction (group commit). WAL with synchronous=NORMAL: a commit survives a
+kill, and after a power loss the database is whole, perhaps a moment older.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+HISTORY_ROWS = 10_000
+
+_SCHEMA = """
+CREATE TABLE usage (repo_id TEXT, commit_id TEXT, tick INTEGER NOT NULL, used_at REAL NOT NULL,
+                    PRIMARY KEY (repo_id, commit_id)) WITHOUT ROWID;
+CREATE TABLE leases (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE pins (repo_id TEXT, revision TEXT, pinned_at REAL NOT NULL,
+                   PRIMARY KEY (repo_id, revision)) WITHOUT ROWID;
+CREATE TABLE named (repo_id TEXT, revision TEXT, commit_id TEXT, tick INTEGER NOT NULL,
+                    PRIMARY KEY (repo_id, revision, commit_id)) WITHOUT ROWID;
+CREATE TABLE history (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL);
+"""
+
+
+class NewerSchemaError(Exception):
+    """state.db was written by a newer daemon."""
+
+
+Statement = tuple[str, Sequence[Any]]
+
+
+@dataclass(slots=True)
+class Contents:
+    """Everything that was in the file when it was opened."""
+
+    usage: list[tuple[str, str, int, float]] = field(default_factory=list)
+    leases: list[str] = field(default_factory=list)
+    pins: list[tuple[str, str]] = field(default_factory=list)
+    named: list[tuple[str, str, str, int]] = field(default_factory=list)
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """Opens or creates the file.
+
+    Raises sqlite3.DatabaseError where it is none, NewerSchemaError where it is too new.
+    """
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+    try:
+        # EXCLUSIVE before WAL: then the -shm file is not needed, and hostPath volumes need no mmap.
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise NewerSchemaError(f"{path} has schema {version}, this daemon knows up to {SCHEMA_VERSION}")
+        if version == 0:
+            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def contents(connection: sqlite3.Connection) -> Contents:
+    """Reads all of it; it is small."""
+    return Contents(
+        usage=connection.execute("SELECT repo_id, commit_id, tick, used_at FROM usage").fetchall(),
+        leases=[body for (body,) in connection.execute("SELECT body FROM leases")],
+        pins=connection.execute("SELECT repo_id, revision FROM pins").fetchall(),
+        named=connection.execute("SELECT repo_id, revision, commit_id, tick FROM named").fetchall(),
+    )
+
+
+@dataclass(slots=True)
+class _Job:
+    statements: list[Statement]
+    done: asyncio.Future[None] | None
+    loop: asyncio.AbstractEventLoop | None
+
+
+class Database:
+    """The writer. ``write`` waits for the commit, ``write_later`` does not."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="database", daemon=True)
+        self._thread.start()
+        self.last_error: str | None = None
+        """Why the last transaction failed; None when it did not."""
+
+    async def write(self, *statements: Statement) -> None:
+        """Commits. Raises sqlite3.Error when the file cannot be written; nothing is then changed."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._queue.put(_Job(list(statements), done, loop))
+        await done
+
+    def write_later(self, *statements: Statement) -> None:
+        """Commits with the next transaction; a failure only costs order or history, and shows in ``last_error``."""
+        self._queue.put(_Job(list(statements), None, None))
+
+    def close(self) -> None:
+        """Writes what is queued, then closes the file."""
+        self._queue.put(None)
+        self._thread.join()
+        self._connection.close()
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            batch = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < 1000:
+                    batch.append(self._queue.get_nowait())
+            running = None not in batch
+            jobs = [job for job in batch if job is not None]
+            if jobs:
+                self._commit(jobs)
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        error: sqlite3.Error | None = None
+        try:
+            self._connection.execute("BEGIN")
+            for job in jobs:
+                for sql, arguments in job.statements:
+                    self._connection.execute(sql, arguments)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as caught:
+            error = caught
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+        self.last_error = str(error) if error else None
+        for job in jobs:
+            if job.done is not None and job.loop is not None:
+                with contextlib.suppress(RuntimeError):  # the loop has gone: nobody waits any more
+                    job.loop.call_soon_threadsafe(_settle, job.done, error)
+
+
+def _settle(done: asyncio.Future[None], error: sqlite3.Error | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)

@@ -1,0 +1,114 @@
+"""Bytes: what is used, what is promised, what is left. Bookkeeping alone; deleting is somebody else's.
+
+``used`` is what du sees: allocated blocks, once per inode, in named areas that
+are measured anew when something in them changed. Because areas hold inodes and
+not sums, a file that moves from one to another is never counted twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the operator allows; bytes."""
+
+    budget_bytes: int
+    min_free_bytes: int
+    set_aside_bytes: int = 0
+    """Kept out of every promise: what the daemon's own files may grow by without asking."""
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """Bytes promised to one request and not yet allocated."""
+
+    space: Space
+    remaining_bytes: int
+    holder: str
+    number: int
+
+    def spend(self, size_bytes: int) -> None:
+        """Some of it is on the disk now and counted as used."""
+        self._shrink(min(size_bytes, self.remaining_bytes))
+
+    def release(self) -> None:
+        """Gives back what was not spent. May be called again."""
+        self._shrink(self.remaining_bytes)
+        self.space.forget(self)
+
+    def _shrink(self, size_bytes: int) -> None:
+        self.remaining_bytes -= size_bytes
+        self.space.reserved_bytes -= size_bytes
+
+
+@dataclass(slots=True)
+class Space:
+    """The account of one cache."""
+
+    limits: Limits
+    used_bytes: int = 0
+    reserved_bytes: int = 0
+    _areas: dict[str, dict[int, int]] = field(default_factory=dict)
+    _inodes: dict[int, tuple[int, int]] = field(default_factory=dict)  # inode -> (bytes, areas that have it)
+    _reservations: dict[int, Reservation] = field(default_factory=dict)
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def set_area(self, name: str, sizes: dict[int, int]) -> None:
+        """What the area holds now: allocated bytes by inode. Empty forgets the area."""
+        for inode in self._areas.pop(name, {}):
+            size, areas = self._inodes[inode]
+            if areas == 1:
+                del self._inodes[inode]
+                self.used_bytes -= size
+            else:
+                self._inodes[inode] = (size, areas - 1)
+        if not sizes:
+            return
+        self._areas[name] = sizes
+        for inode, size in sizes.items():
+            before, areas = self._inodes.get(inode, (0, 0))
+            self._inodes[inode] = (size, areas + 1)
+            self.used_bytes += size - before
+
+    def add(self, name: str, inode: int, size_bytes: int) -> None:
+        """One more inode in the area, until it is measured again."""
+        area = self._areas.setdefault(name, {})
+        before, areas = self._inodes.get(inode, (0, 0))
+        self._inodes[inode] = (size_bytes, areas if inode in area else areas + 1)
+        area[inode] = size_bytes
+        self.used_bytes += size_bytes - before
+
+    def area_bytes(self, name: str) -> int:
+        """What du sees of that area alone."""
+        return sum(self._areas.get(name, {}).values())
+
+    def areas(self) -> list[str]:
+        """Names of all areas."""
+        return list(self._areas)
+
+    def room_bytes(self, free_bytes: int) -> int:
+        """What can still be promised; negative when already over.
+
+        ``free_bytes`` is f_bavail now: what is allocated has left it, what is only promised has not.
+        """
+        within_budget = self.limits.budget_bytes - self.limits.set_aside_bytes - self.used_bytes - self.reserved_bytes
+        within_disk = free_bytes - self.limits.min_free_bytes - self.reserved_bytes
+        return min(within_budget, within_disk)
+
+    def reserve(self, size_bytes: int, holder: str) -> Reservation:
+        """Promises bytes; the caller has seen that there is room, in the same step."""
+        reservation = Reservation(self, size_bytes, holder, next(self._numbers))
+        self._reservations[reservation.number] = reservation
+        self.reserved_bytes += size_bytes
+        return reservation
+
+    def forget(self, reservation: Reservation) -> None:
+        """Only for Reservation.release."""
+        self._reservations.pop(reservation.number, None)
+
+    def reservations(self) -> list[Reservation]:
+        """What is promised now, oldest first."""
+        return list(self._reservations.values())

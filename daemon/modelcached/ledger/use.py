@@ -1,0 +1,284 @@
+"""Who uses what: order of use, holds, leases, pins, and which commits a ref has named.
+
+The single place that says whether a snapshot may go (invariant 3). Everything
+here happens on the event loop, so a check and what follows from it are one step.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from modelcached.ledger.clock import Clock
+from modelcached.ledger.database import Contents, Database, Statement
+from modelcached.ledger.leases import Lease, LeasedModel, LeaseKind
+from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit
+
+Refs = Mapping[RepoId, dict[Revision, Commit]]
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """Why a snapshot may not go."""
+
+    kind: str
+    """pinned, leased or held."""
+    who: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} by {self.who}" if self.who else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """When a snapshot was last asked for."""
+
+    tick: int
+    """Logical clock: what the order is made from."""
+    used_at: float
+    """Seconds since the epoch: what is shown."""
+
+
+class UseLedger:
+    """Not thread-safe: the event loop's alone."""
+
+    def __init__(self, database: Database, contents: Contents, clock: Clock, reconnect_grace_seconds: float) -> None:
+        self._database = database
+        self._clock = clock
+        self._grace = reconnect_grace_seconds
+        self.usage = {
+            SnapshotId(RepoId(repo), Commit(commit)): Usage(tick, at) for repo, commit, tick, at in contents.usage
+        }
+        self._tick = max((usage.tick for usage in self.usage.values()), default=0)
+        self._held_snapshots: Counter[SnapshotId] = Counter()
+        self._held_digests: Counter[Digest] = Counter()
+        self.pins: set[tuple[RepoId, Revision]] = {(RepoId(repo), Revision(rev)) for repo, rev in contents.pins}
+        self.leases: dict[str, Lease] = {}
+        self._streams: Counter[str] = Counter()  # lease id -> connected HoldModel streams
+        self._gone_since: dict[str, float] = {}  # stream lease id -> when its last stream went
+        for body in contents.leases:
+            try:
+                lease = Lease.from_json(body)
+            except (ValueError, KeyError, TypeError):
+                continue
+            if lease.boot_id != clock.boot_id:  # another boot starts a lease's time anew
+                lease = lease.renewed(clock.boottime(), clock.boot_id)
+                database.write_later(_put(lease))
+            self.leases[lease.id] = lease
+            if lease.kind is LeaseKind.STREAM:
+                self._gone_since[lease.id] = clock.boottime()
+        self._named: dict[tuple[RepoId, Revision], dict[Commit, int]] = {}
+        for repo, revision, commit, tick in contents.named:
+            self._named.setdefault((RepoId(repo), Revision(revision)), {})[Commit(commit)] = tick
+            self._tick = max(self._tick, tick)
+
+    # Order of use
+
+    def touch(self, snapshot: SnapshotId) -> None:
+        """Used now. Written in batches: losing the last of them in a crash costs order only."""
+        self._tick += 1
+        usage = Usage(self._tick, self._clock.wall())
+        self.usage[snapshot] = usage
+        sql = "INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?)"
+        self._database.write_later((sql, (snapshot.repo_id, snapshot.commit, usage.tick, usage.used_at)))
+
+    def forget(self, snapshot: SnapshotId) -> None:
+        """Evicted."""
+        self.usage.pop(snapshot, None)
+        key = (snapshot.repo_id, snapshot.commit)
+        self._database.write_later(
+            ("DELETE FROM usage WHERE repo_id = ? AND commit_id = ?", key),
+            ("DELETE FROM named WHERE repo_id = ? AND commit_id = ?", key),
+        )
+        for commits in self._named.values():
+            commits.pop(snapshot.commit, None)
+
+    def order(self, snapshots: Iterable[SnapshotId]) -> list[SnapshotId]:
+        """Least recently used first; what was never asked for goes before all."""
+        return sorted(
+            snapshots, key=lambda snapshot: (usage.tick if (usage := self.usage.get(snapshot)) else 0, snapshot)
+        )
+
+    # Refs
+
+    def named(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
+        """The ref points to this commit from now on."""
+        self._tick += 1
+        self._named.setdefault((repo_id, revision), {})[commit] = self._tick
+        self._database.write_later(
+            ("INSERT OR REPLACE INTO named VALUES (?, ?, ?, ?)", (repo_id, revision, commit, self._tick))
+        )
+
+    def formerly(self, repo_id: RepoId, revision: Revision) -> list[Commit]:
+        """Commits that the ref has named, newest first."""
+        commits = self._named.get((repo_id, revision), {})
+        return sorted(commits, key=lambda commit: -commits[commit])
+
+    # Holds
+
+    @contextmanager
+    def hold(self, snapshots: Iterable[SnapshotId], digests: Iterable[Digest]) -> Iterator[None]:
+        """For the time of a request: what it is about to use is never a victim."""
+        snapshots, digests = list(snapshots), list(digests)
+        self._held_snapshots.update(snapshots)
+        self._held_digests.update(digests)
+        try:
+            yield
+        finally:
+            self._held_snapshots.subtract(snapshots)
+            self._held_digests.subtract(digests)
+            self._held_snapshots += Counter()  # drops zeros
+            self._held_digests += Counter()
+
+    def held(self, digest: Digest) -> bool:
+        """A request is about to use the blob."""
+        return self._held_digests[digest] > 0
+
+    # Leases
+
+    def lease(
+        self,
+        kind: LeaseKind,
+        holder: str,
+        models: tuple[LeasedModel, ...],
+        *,
+        ttl_seconds: float | None,
+        pod_uid: str = "",
+    ) -> tuple[Lease, list[Statement]]:
+        """Grants a lease, in force at once; its statements are for the caller to commit before the answer leaves.
+
+        The same pod asking again for the same models gets the lease that it has. A new proof of use
+        replaces recovered leases on the same snapshots.
+        """
+        statements: list[Statement] = []
+        snapshots = {model.snapshot for model in models}
+        for old in list(self.leases.values()):
+            if old.kind is LeaseKind.RECOVERED and snapshots.issuperset(model.snapshot for model in old.models):
+                statements += self.drop(old.id)
+        same = next(
+            (old for old in self.leases.values() if pod_uid and old.pod_uid == pod_uid and old.models == models), None
+        )
+        now = self._clock.boottime()
+        if same is not None:
+            lease = replace(same, ttl_seconds=ttl_seconds).renewed(now, self._clock.boot_id)
+        else:
+            lease = Lease(
+                uuid.uuid4().hex,
+                kind,
+                holder,
+                models,
+                self._clock.wall(),
+                ttl_seconds,
+                self._clock.boot_id,
+                now,
+                pod_uid,
+            )
+        self.leases[lease.id] = lease
+        if kind is LeaseKind.STREAM:
+            self._gone_since[lease.id] = now
+        return lease, [*statements, _put(lease)]
+
+    def renew(self, lease_id: str) -> Lease | None:
+        """Begins its time anew; None where there is no such lease."""
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            return None
+        renewed = lease.renewed(self._clock.boottime(), self._clock.boot_id)
+        self.leases[lease_id] = renewed
+        self._database.write_later(_put(renewed))
+        return renewed
+
+    def drop(self, lease_id: str) -> list[Statement]:
+        """Ends a lease at once; its statements are for the caller to commit."""
+        self._gone_since.pop(lease_id, None)
+        if self.leases.pop(lease_id, None) is None:
+            return []
+        return [("DELETE FROM leases WHERE id = ?", (lease_id,))]
+
+    def recover(self, snapshots: Iterable[SnapshotId]) -> list[Statement]:
+        """state.db was lost: every snapshot may be in use, so each gets a lease that only a person ends."""
+        statements: list[Statement] = []
+        for snapshot in snapshots:
+            lease, put = self.lease(
+                LeaseKind.RECOVERED, "unknown: state.db was lost", (LeasedModel(snapshot),), ttl_seconds=None
+            )
+            del lease
+            statements += put
+        return statements
+
+    @contextmanager
+    def stream(self, lease_id: str) -> Iterator[None]:
+        """A HoldModel stream is connected."""
+        self._streams[lease_id] += 1
+        self._gone_since.pop(lease_id, None)
+        try:
+            yield
+        finally:
+            self._streams[lease_id] -= 1
+            if self._streams[lease_id] == 0:
+                del self._streams[lease_id]
+                if lease_id in self.leases:
+                    self._gone_since[lease_id] = self._clock.boottime()
+
+    def expired(self) -> list[Lease]:
+        """Leases whose time is up (pods that are gone are the witness's to say)."""
+        now, ended = self._clock.boottime(), []
+        for lease in self.leases.values():
+            left = lease.expires_in(now, self._clock.boot_id)
+            gone = self._gone_since.get(lease.id)
+            stream_gone = lease.kind is LeaseKind.STREAM and gone is not None and now - gone >= self._grace
+            if (left is not None and left <= 0) or stream_gone:
+                ended.append(lease)
+        return ended
+
+    def set_grace(self, seconds: float) -> None:
+        """A reload changed ``leases.reconnect_grace``."""
+        self._grace = seconds
+
+    def leases_on(self, snapshot: SnapshotId, refs: Refs) -> list[Lease]:
+        """The leases that cover the snapshot."""
+        own = refs.get(snapshot.repo_id, {})
+        return [lease for lease in self.leases.values() if lease.covers(snapshot, own)]
+
+    # Pins
+
+    def pin(self, repo_id: RepoId, revision: Revision) -> Statement:
+        """Never evict what this names; by branch it follows the branch."""
+        self.pins.add((repo_id, revision))
+        return ("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", (repo_id, revision, self._clock.wall()))
+
+    def unpin(self, repo_id: RepoId, revision: Revision) -> Statement | None:
+        """None where there is no such pin."""
+        if (repo_id, revision) not in self.pins:
+            return None
+        self.pins.remove((repo_id, revision))
+        return ("DELETE FROM pins WHERE repo_id = ? AND revision = ?", (repo_id, revision))
+
+    def pins_on(self, snapshot: SnapshotId, refs: Refs) -> list[Revision]:
+        """The pins that cover the snapshot."""
+        own = refs.get(snapshot.repo_id, {})
+        return [
+            revision
+            for repo_id, revision in self.pins
+            if repo_id == snapshot.repo_id and (own.get(revision) or as_commit(revision)) == snapshot.commit
+        ]
+
+    # The question
+
+    def protections(self, snapshot: SnapshotId, digests: Iterable[Digest], refs: Refs) -> list[Protection]:
+        """Everything that keeps the snapshot from going; empty means it may."""
+        found = [Protection("pinned", f"{snapshot.repo_id}@{revision}") for revision in self.pins_on(snapshot, refs)]
+        found += [
+            Protection("leased", f"{lease.holder or 'unnamed'} ({lease.kind.value} lease {lease.id})")
+            for lease in self.leases_on(snapshot, refs)
+        ]
+        if self._held_snapshots[snapshot] or any(self._held_digests[digest] for digest in digests):
+            found.append(Protection("held", "a request under way"))
+        return found
+
+
+def _put(lease: Lease) -> Statement:
+    return ("INSERT OR REPLACE INTO leases VALUES (?, ?)", (lease.id, lease.to_json()))

@@ -1,0 +1,291 @@
+"""The composition root: configuration -> parts -> serve. Only this module builds.
+
+modelcached [--config FILE] [--cache-dir DIR] [--budget SIZE] [--hub-endpoint URL]... [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from modelcached import __version__
+from modelcached.cache import Cache, Core
+from modelcached.cache.recovery import recover
+from modelcached.cache.requests import Status
+from modelcached.catalog import Catalog, CatalogLimits
+from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
+from modelcached.errors import CacheError, Reason
+from modelcached.events import BytesFetched, Event, HubCalled
+from modelcached.ledger import database as state
+from modelcached.ledger.clock import Clock
+from modelcached.ledger.use import UseLedger
+from modelcached.model import repo_folder
+from modelcached.pools import Pools
+from modelcached.service.server import Server
+from modelcached.sources.http import HttpSource
+from modelcached.sources.hub import HubApi
+from modelcached.store.disk import Disk
+from modelcached.store.index import Blob
+from modelcached.store.layout import Layout
+from modelcached.store.owner import OwnerLock, prepare
+from modelcached.telemetry import logs
+from modelcached.telemetry.listener import Listener
+from modelcached.telemetry.metrics import Metrics
+from modelcached.transfer.flight import Flight
+from modelcached.transfer.flights import Flights, TransferLimits
+from modelcached.transfer.pace import RateLimiter
+from modelcached.upkeep import loops, systemd
+from modelcached.upkeep.pods import PodsDirectory
+from modelcached.upkeep.reload import Reloader
+
+log = structlog.get_logger()
+
+EXIT_CONFIG = 78
+"""EX_CONFIG."""
+SCRAPE_SECONDS = 10.0
+
+
+class Daemon:
+    """All parts of one daemon, wired."""
+
+    def __init__(self, config: Config, disk: Disk | None = None) -> None:
+        self.config = config
+        self.disk = disk or Disk()
+        self.layout = Layout(str(config.cache.dir))
+        self.lock = OwnerLock(self.layout)
+        self.pools = Pools.start(config.transfer.connections)
+        self.clock = Clock.system()
+        self.own_pod_uid = os.environ.get("POD_UID", "")
+        self.pods = PodsDirectory(config.leases.kubelet_pods_dir, self.own_pod_uid)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.background: set[asyncio.Task[None]] = set()  # or the garbage collector may take them
+        self.serving = False
+
+    async def start(self) -> None:
+        """Owns the cache, recovers it, serves. Raises CacheError, ConfigError, OSError."""
+        config, loop = self.config, asyncio.get_running_loop()
+        systemd.notify("STATUS=recovering the cache")
+        prepare(self.disk, self.layout)
+        self.lock.acquire()
+        connection, lost = _open_state(self.layout)
+        contents = state.contents(connection)
+        self.database = state.Database(connection)
+
+        def status_from_thread() -> Status:
+            return asyncio.run_coroutine_threadsafe(self.cache.status(), loop).result(SCRAPE_SECONDS)
+
+        self.metrics = Metrics(status_from_thread)
+        use = UseLedger(self.database, contents, self.clock, config.leases.reconnect_grace.total_seconds())
+        self.core = Core(
+            config, self.layout, self.disk, self.pools, self.database, use, self.clock, self.metrics.observe
+        )
+        self.source = HttpSource(
+            stall_timeout_seconds=config.transfer.stall_timeout.total_seconds(),
+            user_agent=f"modelcached/{__version__}",
+        )
+        self.flights = Flights(
+            pools=self.pools,
+            partials=self.core.partials,
+            limits=TransferLimits(config.transfer.connections, config.transfer.retry_timeout),
+            limiter=RateLimiter(config.transfer.rate_limit),
+            allocated=self._allocated,
+            published=self._published,
+        )
+        catalog = Catalog(
+            apis=[
+                HubApi(endpoint, version=__version__, max_files=config.hub.max_files)
+                for endpoint in config.hub.endpoints
+            ],
+            pools=self.pools,
+            manifests=self.core.manifests,
+            limits=CatalogLimits(config.hub.resolve_ttl, config.hub.timeout),
+            observe=lambda call, outcome: self._observe(HubCalled(call, outcome)),
+        )
+        self.cache = Cache(self.core, catalog, self.flights, self.source, endpoint=config.hub.endpoints[0].rstrip("/"))
+        self.report = await recover(self.core, state_was_lost=lost)
+        self.server = Server(self.cache, config.server, self.pods.seen)
+        await self.server.start()
+        self.listener = (
+            Listener(config.metrics.address, self.metrics.registry, loop, lambda: self.serving)
+            if config.metrics.address
+            else None
+        )
+        keeper = loops.LeaseKeeper(self.cache, self.pods)
+        self._loop_task(loops.LEASE_SECONDS, "leases", keeper.look)
+        self._loop_task(loops.LEFTOVER_SECONDS, "leftovers", lambda: loops.sweep_leftovers(self.core))
+        self._loop_task(loops.WATERMARK_SECONDS, "watermarks", lambda: loops.keep_watermarks(self.core))
+        if (seconds := systemd.watchdog_seconds()) is not None:
+
+            async def feed() -> None:
+                systemd.notify("WATCHDOG=1")
+
+            self._loop_task(seconds, "watchdog", feed)
+        self.serving = True
+        systemd.notify("READY=1", f"STATUS=serving {self.layout.cache_dir}")
+        log.info(
+            "serving",
+            cache_dir=self.layout.cache_dir,
+            budget_bytes=self.core.space.limits.budget_bytes,
+            used_bytes=self.core.space.used_bytes,
+            cache_socket=str(config.server.cache_socket),
+            admin_socket=str(config.server.admin_socket),
+            metrics_port=self.listener.port if self.listener else None,
+            version=__version__,
+        )
+
+    def _loop_task(self, seconds: float, name: str, work: Any) -> None:
+        self.tasks.append(asyncio.create_task(loops.every(seconds, name, work), name=name))
+
+    def _observe(self, event: Event) -> None:
+        self.metrics.observe(event)
+
+    def _allocated(self, flight: Flight) -> None:
+        """A partial has its blocks: they are used now and promised no longer."""
+        reservation = flight.reservation
+        if flight.partial is None or reservation is None:
+            return
+
+        async def account() -> None:
+            await self.core.measure("partial")
+            reservation.spend(flight.size_bytes)
+
+        task = asyncio.create_task(account())
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    def _published(self, flight: Flight, status: os.stat_result) -> None:
+        """A blob is in its repository: belief, account and counters follow in the same step."""
+        blob = Blob.verified_now(status)
+        self.core.index.repo(flight.repo_id).blobs[flight.digest] = blob
+        self.core.space.add(repo_folder(flight.repo_id), blob.stamp.inode, blob.allocated_bytes)
+        if flight.reservation is not None and flight.small_sink is not None:
+            flight.reservation.spend(blob.allocated_bytes)
+        self.metrics.observe(BytesFetched(flight.origin.label, flight.fetched_bytes))
+
+    def apply(self, config: Config) -> None:
+        """A reload: what can change while running does."""
+        self.config = self.core.config = config
+        logs.configure(config.log)
+        self.flights.limiter.bytes_per_second = config.transfer.rate_limit
+        self.core.use.set_grace(config.leases.reconnect_grace.total_seconds())
+        status = os.statvfs(self.layout.cache_dir)
+        self.core.apply_limits(status.f_blocks * status.f_frsize)
+
+    async def stop(self) -> None:
+        """Drains: progress kept, streams told, nothing left behind."""
+        self.serving = False
+        systemd.notify("STOPPING=1", "STATUS=draining")
+        log.info("stopping", under_way=self.server.gate.under_way)
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.server.drain()
+        await self.cache.stop(self.config.server.drain_timeout)
+        await self.server.stop()
+        if self.listener is not None:
+            self.listener.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self.database.close)
+        self.source.close()
+        self.pools.stop()
+        self.lock.release()
+        log.info("stopped")
+
+
+def _open_state(layout: Layout) -> tuple[sqlite3.Connection, bool]:
+    """state.db, and whether it had to be made anew. Garbage is kept in quarantine for whoever wants to look."""
+    fresh = not os.path.exists(layout.state_db)
+    try:
+        return state.connect(layout.state_db), fresh
+    except state.NewerSchemaError as error:
+        raise CacheError(Reason.STORAGE_ERROR, f"{error}; start the newer daemon, or remove the file") from error
+    except sqlite3.DatabaseError as error:
+        log.error("state.db is damaged, starting a new one", path=layout.state_db, why=str(error))  # noqa: TRY400
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(layout.state_db + suffix, f"{layout.quarantine}/state.db{suffix}")
+        return state.connect(layout.state_db), True
+
+
+async def serve(config: Config, config_file: Path | None, flags: dict[str, dict[str, Any]]) -> None:
+    """Runs until SIGTERM or SIGINT."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    daemon = Daemon(config)
+    await daemon.start()
+    reloader = Reloader(config, lambda: load(config_file, flags), daemon.apply)
+    loop.add_signal_handler(signal.SIGHUP, reloader.reload)
+    watched = config_file or DEFAULT_CONFIG_FILE
+    if watched.parent.is_dir():
+        reloader.watch(watched)
+    try:
+        await ended.wait()
+    finally:
+        reloader.stop()
+        await daemon.stop()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="modelcached",
+        description="Owns this node's LLM model cache: downloads once, verifies, shares, evicts against a budget.",
+        epilog="Every setting is also MODELCACHED_SECTION__KEY in the environment; see docs/configuration.md.",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"TOML file (default {DEFAULT_CONFIG_FILE})")
+    parser.add_argument("--cache-dir", metavar="DIR", help="cache.dir")
+    parser.add_argument("--budget", metavar="SIZE", help="cache.budget, such as 500GB or 80%%")
+    parser.add_argument("--hub-endpoint", action="append", metavar="URL", help="hub.endpoints; may be repeated")
+    parser.add_argument("--check", action="store_true", help="check the settings, print them as JSON, and exit")
+    parser.add_argument("--version", action="version", version=f"modelcached {__version__}")
+    return parser
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    given: dict[str, dict[str, Any]] = {}
+    if arguments.cache_dir is not None:
+        given.setdefault("cache", {})["dir"] = os.path.abspath(arguments.cache_dir)
+    if arguments.budget is not None:
+        given.setdefault("cache", {})["budget"] = arguments.budget
+    if arguments.hub_endpoint:
+        given["hub"] = {"endpoints": arguments.hub_endpoint}
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``modelcached``; the exit status."""
+    given = _parser().parse_args(arguments)
+    flags = _flags(given)
+    try:
+        config = load(given.config, flags)
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"modelcached: {line}\n")
+        return EXIT_CONFIG
+    if given.check:
+        sys.stdout.write(json.dumps(config.effective(), indent=2) + "\n")
+        return 0
+    logs.configure(config.log)
+    try:
+        asyncio.run(serve(config, given.config, flags))
+    except CacheError as error:
+        log.error("cannot start", reason=error.reason.value, why=error.text)  # noqa: TRY400
+        return error.entry.exit_status
+    except OSError as error:
+        log.error("cannot start", why=str(error))  # noqa: TRY400
+        return 74
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""gRPC faces: translate, never decide."""

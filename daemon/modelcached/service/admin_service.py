@@ -1,0 +1,131 @@
+"""AdminService: the operators' face."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from modelcache.v1 import admin_pb2, admin_pb2_grpc
+
+from modelcached import __version__
+from modelcached.cache import Cache
+from modelcached.errors import CacheError, Reason
+from modelcached.ledger.leases import LeaseKind
+from modelcached.model import SnapshotId, as_commit, parse_repo_id, parse_revision, shown
+from modelcached.service import translate
+from modelcached.service.status import Gate, stream, unary
+
+_LEAST_INTERVAL_SECONDS = 0.1
+_DEFAULT_PAGE, _MAX_PAGE = 1000, 10_000
+
+
+class AdminService(admin_pb2_grpc.AdminServiceServicer):
+    """Handlers; each translates, asks the cache, translates back."""
+
+    def __init__(self, cache: Cache, gate: Gate) -> None:
+        self._cache = cache
+        self.gate = gate
+        self._started_at = cache.core.clock.wall()
+
+    async def _status(self) -> admin_pb2.CacheStatus:
+        return translate.status_message(await self._cache.status(), version=__version__, started_at=self._started_at)
+
+    @unary
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Any) -> admin_pb2.GetStatusResponse:  # noqa: N802
+        """See the contract."""
+        del request, context
+        return admin_pb2.GetStatusResponse(status=await self._status())
+
+    @stream
+    async def WatchStatus(  # noqa: N802
+        self, request: admin_pb2.WatchStatusRequest, context: Any
+    ) -> AsyncIterator[admin_pb2.WatchStatusResponse]:
+        """See the contract."""
+        del context
+        interval = request.interval.ToTimedelta().total_seconds() if request.HasField("interval") else 1.0
+        while not self._cache.stopping:
+            yield admin_pb2.WatchStatusResponse(status=await self._status())
+            await asyncio.sleep(max(_LEAST_INTERVAL_SECONDS, interval))
+
+    @unary
+    async def EvictModels(self, request: admin_pb2.EvictModelsRequest, context: Any) -> admin_pb2.EvictModelsResponse:  # noqa: N802
+        """See the contract."""
+        del context
+        snapshots: dict[SnapshotId, None] = {}
+        for model in request.models:
+            repo_id = parse_repo_id(model.repo_id)
+            revision = parse_revision(model.revision) if model.revision else None
+            snapshots |= dict.fromkeys(self._cache.named(repo_id, revision))
+        if not snapshots:
+            raise CacheError(Reason.INVALID_REQUEST, "the request names no model")
+        evicted = await self._cache.evict(list(snapshots), dry_run=request.dry_run)
+        return admin_pb2.EvictModelsResponse(
+            models=[
+                admin_pb2.EvictedModel(repo_id=e.snapshot.repo_id, commit=e.snapshot.commit, bytes_freed=e.freed_bytes)
+                for e in evicted
+            ],
+            bytes_freed=sum(e.freed_bytes for e in evicted),
+        )
+
+    @unary
+    async def PinModel(self, request: admin_pb2.PinModelRequest, context: Any) -> admin_pb2.PinModelResponse:  # noqa: N802
+        """See the contract."""
+        del context
+        model = translate.model_request(request.model)
+        pinned = await self._cache.pin(model.repo_id, model.revision)
+        return admin_pb2.PinModelResponse(models=map(translate.model_message, pinned))
+
+    @unary
+    async def UnpinModel(self, request: admin_pb2.UnpinModelRequest, context: Any) -> admin_pb2.UnpinModelResponse:  # noqa: N802
+        """See the contract."""
+        del context
+        model = translate.model_request(request.model)
+        await self._cache.unpin(model.repo_id, model.revision)
+        return admin_pb2.UnpinModelResponse()
+
+    @unary
+    async def CancelTransfer(  # noqa: N802
+        self, request: admin_pb2.CancelTransferRequest, context: Any
+    ) -> admin_pb2.CancelTransferResponse:
+        """See the contract."""
+        del context
+        commit = as_commit(request.commit) if request.commit else None
+        if request.commit and commit is None:
+            raise CacheError(Reason.INVALID_REVISION, f"'{shown(request.commit)}' is not a 40-hex commit")
+        return admin_pb2.CancelTransferResponse(cancelled=self._cache.cancel(parse_repo_id(request.repo_id), commit))
+
+    @unary
+    async def ListLeases(self, request: admin_pb2.ListLeasesRequest, context: Any) -> admin_pb2.ListLeasesResponse:  # noqa: N802
+        """See the contract."""
+        del context
+        size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE) if request.page_size >= 0 else _DEFAULT_PAGE
+        ordered = sorted(self._cache.core.use.leases.values(), key=lambda lease: (lease.granted_at, lease.id))
+        start = int(request.page_token) if request.page_token.isdigit() else 0
+        chosen = ordered[start : start + size]
+        following = str(start + size) if start + size < len(ordered) else ""
+        return admin_pb2.ListLeasesResponse(
+            leases=[translate.lease_message(lease, self._cache.core.clock) for lease in chosen],
+            next_page_token=following,
+        )
+
+    @unary
+    async def ReleaseLeases(  # noqa: N802
+        self, request: admin_pb2.ReleaseLeasesRequest, context: Any
+    ) -> admin_pb2.ReleaseLeasesResponse:
+        """See the contract."""
+        del context
+        leases = self._cache.core.use.leases
+        unknown = [lease_id for lease_id in request.lease_ids if lease_id not in leases]
+        if unknown:
+            raise CacheError(Reason.LEASE_NOT_FOUND, f"there is no lease '{shown(unknown[0])}'; nothing was released")
+        chosen = dict.fromkeys(request.lease_ids)
+        if request.repo_id:
+            repo_id = parse_repo_id(request.repo_id)
+            chosen |= dict.fromkeys(
+                lease.id for lease in leases.values() if any(m.snapshot.repo_id == repo_id for m in lease.models)
+            )
+        if request.recovered:
+            chosen |= dict.fromkeys(lease.id for lease in leases.values() if lease.kind is LeaseKind.RECOVERED)
+        released = await self._cache.release_leases(list(chosen))
+        return admin_pb2.ReleaseLeasesResponse(lease_ids=released)

@@ -1,0 +1,244 @@
+"""Between the contract's messages and the cache's values. Everything from outside is checked here."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from modelcache.v1 import admin_pb2, cache_pb2, common_pb2
+
+from modelcached.cache.requests import (
+    CachedModel,
+    EnsureRequest,
+    LeaseWish,
+    ModelRequest,
+    Outcome,
+    Progress,
+    Ready,
+    Status,
+    Transfer,
+)
+from modelcached.errors import CacheError, Reason
+from modelcached.ledger.clock import Clock
+from modelcached.ledger.leases import Lease, LeaseKind
+from modelcached.model import Commit, SnapshotId, parse_repo_id, parse_revision, shown
+from modelcached.profiles import parse_profile
+from modelcached.store.index import SnapshotState
+
+MAX_ADAPTERS = 64
+MAX_TEXT_CHARACTERS = 256
+MAX_TOKEN_CHARACTERS = 1024
+
+_OUTCOMES = {
+    Outcome.HIT: common_pb2.OUTCOME_HIT,
+    Outcome.JOINED: common_pb2.OUTCOME_JOINED,
+    Outcome.DOWNLOADED: common_pb2.OUTCOME_DOWNLOADED,
+}
+_KINDS = {
+    LeaseKind.POD: common_pb2.LEASE_KIND_POD,
+    LeaseKind.STREAM: common_pb2.LEASE_KIND_STREAM,
+    LeaseKind.TTL: common_pb2.LEASE_KIND_TTL,
+    LeaseKind.RECOVERED: common_pb2.LEASE_KIND_RECOVERED,
+}
+_STATES = {
+    SnapshotState.READY: common_pb2.MODEL_STATE_READY,
+    SnapshotState.UNVERIFIED: common_pb2.MODEL_STATE_UNVERIFIED,
+    SnapshotState.CONDEMNED: common_pb2.MODEL_STATE_CONDEMNED,
+}
+
+
+def _text(name: str, value: str, limit: int = MAX_TEXT_CHARACTERS) -> str:
+    if len(value) > limit or not value.isprintable():
+        raise CacheError(
+            Reason.INVALID_REQUEST,
+            f"{name} must be at most {limit} printable characters, got '{shown(value)}'",
+            metadata={"field": name},
+        )
+    return value
+
+
+def model_request(message: common_pb2.ModelReference) -> ModelRequest:
+    """Raises CacheError INVALID_REPO_ID, INVALID_REVISION or INVALID_PATTERN."""
+    return ModelRequest(
+        parse_repo_id(message.repo_id),
+        parse_revision(message.revision),
+        parse_profile(message.profile.name, message.profile.include, message.profile.exclude),
+    )
+
+
+def ensure_request(message: cache_pb2.EnsureModelRequest) -> EnsureRequest:
+    """Raises CacheError INVALID_*."""
+    if len(message.adapters) > MAX_ADAPTERS:
+        raise CacheError(
+            Reason.INVALID_REQUEST,
+            f"a request may have {MAX_ADAPTERS} adapters, this one has {len(message.adapters)}",
+            metadata={"limit": MAX_ADAPTERS},
+        )
+    models = [model_request(message.model), *map(model_request, message.adapters)]
+    if len({(model.repo_id, model.revision, model.profile) for model in models}) != len(models):
+        raise CacheError(Reason.INVALID_REQUEST, "the request names one of its models twice")
+    token = message.token.strip()
+    if len(token) > MAX_TOKEN_CHARACTERS or not token.isprintable():
+        raise CacheError(Reason.INVALID_REQUEST, "the token given is not printable, or far too long")
+    lease = message.lease
+    pod_uid = _text("lease.pod_uid", lease.pod_uid, 64)
+    if pod_uid and not pod_uid.replace("-", "").isalnum():  # becomes a directory's name
+        raise CacheError(Reason.INVALID_REQUEST, f"lease.pod_uid '{shown(pod_uid)}' is no pod's uid")
+    ttl = lease.ttl.ToTimedelta() if lease.HasField("ttl") else None
+    if ttl is not None and ttl <= timedelta(0):
+        raise CacheError(Reason.INVALID_REQUEST, f"lease.ttl must be positive, got {ttl}")
+    return EnsureRequest(
+        tuple(models),
+        LeaseWish(pod_uid, lease.stream, _text("lease.holder", lease.holder), ttl),
+        token or None,
+        _text("request_id", message.request_id, 64) or uuid.uuid4().hex,
+    )
+
+
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """Seconds since the epoch as the contract says them."""
+    if seconds is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp
+
+
+def duration(value: timedelta | None) -> Duration | None:
+    """A time span as the contract says it."""
+    if value is None:
+        return None
+    message = Duration()
+    message.FromTimedelta(value)
+    return message
+
+
+def lease_message(lease: Lease, clock: Clock) -> common_pb2.Lease:
+    """A lease, with its end as a wall-clock time for people."""
+    left = lease.expires_in(clock.boottime(), clock.boot_id)
+    return common_pb2.Lease(
+        id=lease.id,
+        kind=_KINDS[lease.kind],
+        holder=lease.holder,
+        models=[
+            common_pb2.LeasedModel(repo_id=m.snapshot.repo_id, commit=m.snapshot.commit, revision=m.revision)
+            for m in lease.models
+        ],
+        granted_at=timestamp(lease.granted_at),
+        expires_at=timestamp(clock.wall() + left) if left is not None else None,
+    )
+
+
+def progress_message(progress: Progress, request_id: str) -> cache_pb2.EnsureModelResponse:
+    """One step of a stream."""
+    return cache_pb2.EnsureModelResponse(
+        progress=cache_pb2.Progress(
+            phase=cache_pb2.Phase.ValueType(int(progress.phase)),
+            bytes_total=progress.bytes_total,
+            bytes_done=progress.bytes_done,
+            bytes_per_second=progress.bytes_per_second,
+            eta=duration(progress.eta),
+            waiters=progress.waiters,
+            detail=progress.detail,
+            request_id=request_id,
+        )
+    )
+
+
+def ready_message(ready: Ready, clock: Clock) -> cache_pb2.EnsureModelResponse:
+    """The end of a stream."""
+    return cache_pb2.EnsureModelResponse(
+        ready=cache_pb2.Ready(
+            models=[
+                common_pb2.ReadyModel(
+                    repo_id=model.snapshot.repo_id,
+                    revision=model.revision,
+                    commit=model.snapshot.commit,
+                    path=model.path,
+                    outcome=_OUTCOMES[model.outcome],
+                    profile=model.selection.profile,
+                    format=model.selection.format,
+                    bytes_total=model.bytes_total,
+                    bytes_fetched=model.bytes_fetched,
+                    bytes_linked=model.bytes_linked,
+                    stale=model.stale,
+                )
+                for model in ready.models
+            ],
+            lease=lease_message(ready.lease, clock),
+            hub_dir=ready.hub_dir,
+        )
+    )
+
+
+def model_message(model: CachedModel) -> common_pb2.Model:
+    """A line of the list."""
+    return common_pb2.Model(
+        repo_id=model.snapshot.repo_id,
+        commit=model.snapshot.commit,
+        revisions=model.revisions,
+        profiles=model.profiles,
+        size_bytes=model.size_bytes,
+        unique_bytes=model.unique_bytes,
+        last_used=timestamp(model.used_at),
+        pinned=model.pinned,
+        lease_ids=model.leases,
+        state=_STATES[model.state],
+        path=model.path,
+    )
+
+
+def transfer_message(transfer: Transfer) -> admin_pb2.Transfer:
+    """A running transfer."""
+    progress = transfer.progress
+    return admin_pb2.Transfer(
+        repo_id=transfer.snapshot.repo_id,
+        commit=transfer.snapshot.commit,
+        bytes_total=progress.bytes_total,
+        bytes_done=progress.bytes_done,
+        bytes_per_second=progress.bytes_per_second,
+        eta=duration(progress.eta),
+        waiters=progress.waiters,
+        background=transfer.background,
+    )
+
+
+def status_message(status: Status, *, version: str, started_at: float) -> admin_pb2.CacheStatus:
+    """The disk's truth."""
+    return admin_pb2.CacheStatus(
+        budget_bytes=status.budget_bytes,
+        used_bytes=status.used_bytes,
+        reserved_bytes=status.reserved_bytes,
+        partial_bytes=status.partial_bytes,
+        trash_bytes=status.trash_bytes,
+        quarantine_bytes=status.quarantine_bytes,
+        pinned_bytes=status.pinned_bytes,
+        leased_bytes=status.leased_bytes,
+        filesystem_free_bytes=status.filesystem_free_bytes,
+        filesystem_total_bytes=status.filesystem_total_bytes,
+        min_free_bytes=status.min_free_bytes,
+        models=status.models,
+        transfers=map(transfer_message, status.transfers),
+        leases=status.leases,
+        hub_dir=status.hub_dir,
+        version=version,
+        started_at=timestamp(started_at),
+        degraded=status.degraded,
+    )
+
+
+def page_token(snapshot: SnapshotId | None) -> str:
+    """Where the next page begins; empty on the last."""
+    return f"{snapshot.repo_id}@{snapshot.commit}" if snapshot else ""
+
+
+def parse_page_token(token: str) -> SnapshotId | None:
+    """Raises CacheError(INVALID_REQUEST) for what no answer of ours said."""
+    if not token:
+        return None
+    repo_id, at, commit = token.rpartition("@")
+    if not at or len(commit) != 40:
+        raise CacheError(Reason.INVALID_REQUEST, f"page_token '{shown(token)}' is none of ours")
+    return SnapshotId(parse_repo_id(repo_id), Commit(commit))

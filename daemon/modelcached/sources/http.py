@@ -1,0 +1,314 @@
+"""Bytes of a file over HTTP: one range at a time, straight from the socket into the caller's hands.
+
+The resolve address answers small files itself and sends large ones to a signed
+address on another host, which is kept for the file's other ranges and asked for
+anew when it has expired. The token goes to the endpoint it belongs to, never
+further. http.client, because it reads into our buffer; see docs/design.md.
+Blocking: call it from a mover thread.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import threading
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import quote, urljoin, urlsplit
+
+from modelcached.errors import CacheError, Reason
+from modelcached.model import Commit, FileEntry, RepoId
+from modelcached.sources.faults import TransientError, retry_after
+
+CHUNK_BYTES = 256 << 10
+_MAX_REDIRECTS = 5
+_MAX_IDLE_PER_HOST = 64
+_REDIRECTS = {301, 302, 303, 307, 308}
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file of a commit, and who asks for it."""
+
+    endpoint: str
+    repo_id: RepoId
+    commit: Commit
+    entry: FileEntry
+    token: str | None
+
+    @property
+    def url(self) -> str:
+        """The resolve address."""
+        return f"{self.endpoint}/{self.repo_id}/resolve/{self.commit}/{quote(self.entry.path)}"
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.commit[:12]}/{self.entry.path}"
+
+
+class Abort:
+    """Ends a running fetch from another thread: sets a mark and wakes the socket."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_set(self) -> bool:
+        """The fetch is to end."""
+        return self._set
+
+    def attach(self, connected: socket.socket | None) -> None:
+        """The socket that the fetch now waits on."""
+        with self._lock:
+            self._socket = connected
+        if self._set:
+            self.set()
+
+    def set(self) -> None:
+        """Ends the fetch."""
+        self._set = True
+        with self._lock:
+            if self._socket is not None:
+                try:
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    return
+
+
+class AbortedError(Exception):
+    """The fetch was ended by its own side."""
+
+
+class HttpSource:
+    """Ranges of files from an endpoint and wherever it sends us. Thread-safe."""
+
+    def __init__(self, *, stall_timeout_seconds: float, user_agent: str) -> None:
+        self._timeout = stall_timeout_seconds
+        self._user_agent = user_agent
+        self._tls = ssl.create_default_context()
+        self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+        self._locations: dict[RemoteFile, str] = {}
+        self._etags: dict[RemoteFile, str] = {}
+        self._lock = threading.Lock()
+
+    def fetch(
+        self, file: RemoteFile, start: int, end: int, sink: Callable[[memoryview, int], None], abort: Abort
+    ) -> None:
+        """Hands the bytes [start, end) to ``sink(view, offset)`` in order. The view is reused afterwards.
+
+        Raises TransientError where another try may help, CacheError where none does, AbortedError.
+        """
+        try:
+            connection, response, url = self._open(file, start, end, abort)
+        except (OSError, http.client.HTTPException) as error:
+            raise _transient(error, file, abort) from error
+        reusable = False
+        try:
+            self._receive(response, start, end, sink, abort, file)
+            reusable = response.isclosed() and not response.will_close
+        except (OSError, http.client.HTTPException) as error:
+            raise _transient(error, file, abort) from error
+        finally:
+            abort.attach(None)
+            if reusable:
+                self._keep(connection, url)
+            else:
+                connection.close()
+
+    def forget(self, file: RemoteFile) -> None:
+        """The file is done, or its content was wrong: what was learnt about it is void."""
+        with self._lock:
+            self._locations.pop(file, None)
+            self._etags.pop(file, None)
+
+    def close(self) -> None:
+        """Closes idle connections."""
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for connections in idle.values():
+            for connection in connections:
+                connection.close()
+
+    # One request
+
+    def _open(
+        self, file: RemoteFile, start: int, end: int, abort: Abort
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse, str]:
+        with self._lock:
+            url = self._locations.get(file, file.url)
+        for _ in range(_MAX_REDIRECTS):
+            connection, response = self._request(url, file, start, end, abort)
+            if response.status in _REDIRECTS:
+                location = response.headers.get("Location", "")
+                response.read()
+                self._keep(connection, url)
+                url = urljoin(url, location)
+                if urlsplit(url).scheme not in ("http", "https"):
+                    raise TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file} is redirected to no http address")
+                with self._lock:
+                    self._locations[file] = url
+                continue
+            try:
+                self._check(response, file, start, end, url)
+            except BaseException:
+                connection.close()
+                abort.attach(None)
+                raise
+            return connection, response, url
+        raise TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file} is redirected more than {_MAX_REDIRECTS} times")
+
+    def _request(
+        self, url: str, file: RemoteFile, start: int, end: int, abort: Abort
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        parts = urlsplit(url)
+        headers = {"User-Agent": self._user_agent, "Accept-Encoding": "identity"}
+        if file.entry.size_bytes:
+            headers["Range"] = f"bytes={start}-{end - 1}"
+        if file.token and (parts.scheme, parts.netloc) == urlsplit(file.endpoint)[:2]:
+            headers["Authorization"] = f"Bearer {file.token}"
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        connection, reused = self._connection(parts.scheme, parts.netloc)
+        while True:
+            try:
+                if connection.sock is None:
+                    connection.connect()
+                abort.attach(connection.sock)
+                if abort.is_set:
+                    raise AbortedError
+                connection.request("GET", target, headers=headers)
+                return connection, connection.getresponse()
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                abort.attach(None)
+                if not reused or abort.is_set:
+                    raise
+                # The server closed it while it lay idle: that is no failure of this request.
+                connection, reused = self._new_connection(parts.scheme, parts.netloc), False
+            except BaseException:
+                connection.close()
+                raise
+
+    def _check(self, response: http.client.HTTPResponse, file: RemoteFile, start: int, end: int, url: str) -> None:
+        size = file.entry.size_bytes
+        status = response.status
+        if status == http.client.PARTIAL_CONTENT:
+            expected = f"bytes {start}-{end - 1}/{size}"
+            said = response.headers.get("Content-Range", "")
+            if said != expected:
+                self.forget(file)
+                raise TransientError(
+                    Reason.UPSTREAM_UNAVAILABLE, f"{file}: asked for {expected!r}, upstream answered {said!r}"
+                )
+        elif status == http.client.OK:
+            length = response.headers.get("Content-Length")
+            if (start, end) != (0, size):
+                self.forget(file)
+                raise TransientError(
+                    Reason.UPSTREAM_UNAVAILABLE, f"{file}: upstream ignores ranges (200 where a 206 was asked)"
+                )
+            if length is not None and int(length) != size:
+                self.forget(file)
+                raise TransientError(
+                    Reason.DIGEST_MISMATCH, f"{file}: upstream sends {length} bytes, the manifest says {size}"
+                )
+        else:
+            raise self._refused(response, file, url)
+        etag = response.headers.get("ETag")
+        if etag is not None:
+            with self._lock:
+                known = self._etags.setdefault(file, etag)
+            if known != etag:
+                raise TransientError(
+                    Reason.DIGEST_MISMATCH, f"{file} changed upstream in mid-transfer (ETag {known} became {etag})"
+                )
+
+    def _refused(self, response: http.client.HTTPResponse, file: RemoteFile, url: str) -> CacheError | TransientError:
+        status = response.status
+        code = response.headers.get("X-Error-Code", "")
+        at_endpoint = urlsplit(url)[:2] == urlsplit(file.endpoint)[:2]
+        self.forget(file)  # a signed address that has expired answers 403: ask for another
+        if at_endpoint and code == "GatedRepo":
+            return CacheError(Reason.GATED_REPO, f"{file.repo_id} is gated, and the token may not read it")
+        if at_endpoint and status == http.client.UNAUTHORIZED:
+            return CacheError(Reason.TOKEN_REJECTED, f"{file.endpoint} rejects the token for {file} (401)")
+        if status == http.client.TOO_MANY_REQUESTS:
+            return TransientError(
+                Reason.RATE_LIMITED,
+                f"upstream limits our rate (429) for {file}",
+                retry_after=retry_after(dict(response.headers)),
+            )
+        return TransientError(
+            Reason.UPSTREAM_UNAVAILABLE,
+            f"upstream answered {status} for {file}",
+            retry_after=retry_after(dict(response.headers)),
+        )
+
+    def _receive(
+        self,
+        response: http.client.HTTPResponse,
+        start: int,
+        end: int,
+        sink: Callable[[memoryview, int], None],
+        abort: Abort,
+        file: RemoteFile,
+    ) -> None:
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, max(end - start, 1))))
+        position = start
+        while position < end:
+            if abort.is_set:
+                raise AbortedError
+            count = response.readinto(buffer[: min(len(buffer), end - position)])
+            if count == 0:
+                raise TransientError(
+                    Reason.UPSTREAM_UNAVAILABLE, f"{file}: the connection ended {end - position} bytes early"
+                )
+            sink(buffer[:count], position)
+            position += count
+        if response.read(1):
+            raise TransientError(
+                Reason.DIGEST_MISMATCH, f"{file}: upstream sends more than the {end - start} bytes asked"
+            )
+
+    # Connections
+
+    def _connection(self, scheme: str, netloc: str) -> tuple[http.client.HTTPConnection, bool]:
+        with self._lock:
+            idle = self._idle.get((scheme, netloc))
+            if idle:
+                return idle.pop(), True
+        return self._new_connection(scheme, netloc), False
+
+    def _new_connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
+        proxy = urllib.request.getproxies().get(scheme)
+        host = urlsplit(f"//{netloc}").hostname or ""
+        if proxy and not urllib.request.proxy_bypass(host):
+            via = urlsplit(proxy).netloc or proxy
+            connection = self._bare_connection(scheme, via)
+            connection.set_tunnel(host, urlsplit(f"//{netloc}").port or (443 if scheme == "https" else 80))
+        else:
+            connection = self._bare_connection(scheme, netloc)
+        return connection
+
+    def _bare_connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
+        if scheme == "https":
+            return http.client.HTTPSConnection(netloc, timeout=self._timeout, context=self._tls)
+        return http.client.HTTPConnection(netloc, timeout=self._timeout)
+
+    def _keep(self, connection: http.client.HTTPConnection, url: str) -> None:
+        with self._lock:
+            idle = self._idle.setdefault(urlsplit(url)[:2], [])
+            if len(idle) < _MAX_IDLE_PER_HOST:
+                idle.append(connection)
+                return
+        connection.close()
+
+
+def _transient(error: Exception, file: RemoteFile, abort: Abort) -> Exception:
+    if abort.is_set:
+        return AbortedError()
+    if isinstance(error, TimeoutError):
+        return TransientError(Reason.UPSTREAM_STALLED, f"{file}: upstream sent nothing within the stall timeout")
+    return TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file}: {str(error) or type(error).__name__}")

@@ -1,0 +1,208 @@
+"""The Hub's API: which commit a revision means, and what that commit holds.
+
+Built from huggingface_hub's own session, headers, errors and RepoFile, but not
+from HfApi.list_repo_tree: that one has no timeout, and retries by itself for
+half a minute, out of reach of our deadlines (2.4.0, utils/_pagination.py).
+Blocking: call it from a Hub thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+# Read at import by huggingface_hub/constants.py: no call may leave that nobody asked for.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"  # noqa: S105 - a switch, not a token
+
+import httpx2
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import get_session, hf_raise_for_status, set_client_factory
+
+from modelcached.errors import CacheError, Reason
+from modelcached.model import Algorithm, Commit, Digest, FileEntry, Manifest, RepoId, Revision, as_commit, shown
+from modelcached.sources.faults import TransientError, retry_after
+
+_CONNECT_TIMEOUT_SECONDS = 5.0
+_MAX_PAGE_BYTES = 64 << 20
+
+
+def _client() -> httpx2.Client:
+    # The library's default has no timeout at all (utils/_http.py, default_client_factory).
+    return httpx2.Client(follow_redirects=True, timeout=httpx2.Timeout(30.0, connect=_CONNECT_TIMEOUT_SECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a revision means now."""
+
+    commit: Commit
+    restricted: bool
+    """Gated or private."""
+
+
+def read_token(file: Path | None) -> str | None:
+    """The daemon's own token, without the newline that editors leave; None where there is none."""
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").strip() or None
+    except OSError as error:
+        raise CacheError(Reason.TOKEN_REJECTED, f"hub.token_file {file} cannot be read: {error.strerror}") from error
+
+
+class HubApi:
+    """One endpoint that speaks the Hub's API."""
+
+    def __init__(self, endpoint: str, *, version: str, max_files: int) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self._version = version
+        self._max_files = max_files
+        set_client_factory(_client)
+
+    def headers(self, token: str | None) -> dict[str, str]:
+        """What every request says; anonymous means that no token is sent, not the machine's own."""
+        return build_hf_headers(token=token or False, library_name="modelcached", library_version=self._version)
+
+    def resolve(self, repo_id: RepoId, revision: Revision, token: str | None, timeout: timedelta) -> Resolved:
+        """The commit that the revision means now. Raises CacheError where the answer is final, else TransientError."""
+        url = f"{self.endpoint}/api/models/{repo_id}/revision/{quote(revision, safe='')}"
+        data = self._get(url, token, timeout, repo_id, revision).json()
+        commit = as_commit(str(data.get("sha", ""))) if isinstance(data, dict) else None
+        if commit is None:
+            raise TransientError(
+                Reason.UPSTREAM_UNAVAILABLE, f"{self.endpoint} named no commit for {repo_id}@{revision}"
+            )
+        return Resolved(commit, bool(data.get("gated")) or bool(data.get("private")))
+
+    def check_access(self, repo_id: RepoId, token: str | None, timeout: timedelta) -> None:
+        """Raises CacheError(GATED_REPO or REPO_NOT_FOUND) where the token may not read the repository."""
+        self._get(f"{self.endpoint}/api/models/{repo_id}/auth-check", token, timeout, repo_id, Revision("main"))
+
+    def manifest(
+        self, repo_id: RepoId, commit: Commit, token: str | None, timeout: timedelta, *, restricted: bool
+    ) -> Manifest:
+        """Every file of the commit, in one listing of as many pages as it takes."""
+        deadline = time.monotonic() + timeout.total_seconds()
+        url: str | None = f"{self.endpoint}/api/models/{repo_id}/tree/{commit}?recursive=true&expand=false"
+        files: list[FileEntry] = []
+        while url is not None:
+            left = timedelta(seconds=max(0.1, deadline - time.monotonic()))
+            response = self._get(url, token, left, repo_id, Revision(commit))
+            try:
+                files += [_entry(item) for item in response.json() if item.get("type") == "file"]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise TransientError(
+                    Reason.UPSTREAM_UNAVAILABLE, f"{self.endpoint} listed {repo_id} in a form that is not the Hub's"
+                ) from error
+            if len(files) > self._max_files:
+                raise CacheError(
+                    Reason.INVALID_MANIFEST,
+                    f"{repo_id}@{commit[:12]} has more than {self._max_files} files (hub.max_files)",
+                    metadata={"limit": self._max_files},
+                )
+            url = self._next_page(response, url)
+        return Manifest.of(repo_id, commit, files, restricted=restricted)
+
+    def _next_page(self, response: httpx2.Response, url: str) -> str | None:
+        link = response.links.get("next", {}).get("url")
+        if link is None:
+            return None
+        following = urljoin(url, link)
+        # The token goes with it: never to another host.
+        if urlsplit(following)[:2] != urlsplit(self.endpoint)[:2]:
+            raise TransientError(
+                Reason.UPSTREAM_UNAVAILABLE, f"{self.endpoint} sends the next page to another host: {shown(following)}"
+            )
+        return following
+
+    def _get(
+        self, url: str, token: str | None, timeout: timedelta, repo_id: RepoId, revision: Revision
+    ) -> httpx2.Response:
+        seconds = timeout.total_seconds()
+        limits = httpx2.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT_SECONDS))
+        try:
+            response = get_session().get(url, headers=self.headers(token), timeout=limits)
+            hf_raise_for_status(response)
+        except HfHubHTTPError as error:
+            raise _refusal(error, self.endpoint, repo_id, revision, token) from error
+        except httpx2.TimeoutException as error:
+            raise TransientError(
+                Reason.UPSTREAM_STALLED, f"{self.endpoint} did not answer within {seconds:.1f} s"
+            ) from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            raise TransientError(
+                Reason.UPSTREAM_UNAVAILABLE, f"{self.endpoint} cannot be reached: {error or type(error).__name__}"
+            ) from error
+        if len(response.content) > _MAX_PAGE_BYTES:
+            raise CacheError(Reason.INVALID_MANIFEST, f"{self.endpoint} sent a page of {len(response.content)} bytes")
+        return response
+
+
+def _entry(item: dict[str, Any]) -> FileEntry:
+    """A tree entry; RepoFile is the library's own reading of it (hf_api.py)."""
+    file = RepoFile(**item)  # type: ignore[no-untyped-call]
+    if file.lfs is not None:
+        digest = Digest.parse(file.lfs.sha256)
+        size = file.lfs.size
+    else:
+        digest, size = Digest.parse(file.blob_id), file.size
+    if digest is None or (digest.algorithm is Algorithm.SHA256) != (file.lfs is not None) or size < 0:
+        raise ValueError(file.path)
+    return FileEntry(file.path, size, digest, file.blob_id, file.xet_hash)
+
+
+def _refusal(  # noqa: PLR0911 - one line of the Hub's table each
+    error: HfHubHTTPError, endpoint: str, repo_id: RepoId, revision: Revision, token: str | None
+) -> CacheError | TransientError:
+    status = error.response.status_code
+    who = "the token given" if token else "no token"
+    if isinstance(error, GatedRepoError):
+        return CacheError(
+            Reason.GATED_REPO, f"{repo_id} is gated, and {who} may not read it", metadata={"repo_id": repo_id}
+        )
+    if status == httpx2.codes.UNAUTHORIZED and token and not isinstance(error, RepositoryNotFoundError):
+        return CacheError(Reason.TOKEN_REJECTED, f"{endpoint} rejects the token for {repo_id} (401)")
+    if isinstance(error, RepositoryNotFoundError):
+        # The Hub answers 401 or 404 alike for what is private and for what is not there.
+        if status == httpx2.codes.UNAUTHORIZED and _says_bad_token(error):
+            return CacheError(Reason.TOKEN_REJECTED, f"{endpoint} rejects the token for {repo_id} (401)")
+        return CacheError(
+            Reason.REPO_NOT_FOUND,
+            f"{repo_id} does not exist on {endpoint}, or {who} may not see it",
+            metadata={"repo_id": repo_id},
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return CacheError(
+            Reason.REVISION_NOT_FOUND, f"{repo_id} has no revision {revision}", metadata={"revision": revision}
+        )
+    if status == httpx2.codes.UNAUTHORIZED:
+        return CacheError(Reason.TOKEN_REJECTED, f"{endpoint} wants a token for {repo_id} (401)")
+    if status == httpx2.codes.FORBIDDEN:
+        return CacheError(Reason.GATED_REPO, f"{endpoint} forbids {repo_id} to {who} (403)")
+    if status == httpx2.codes.TOO_MANY_REQUESTS:
+        return TransientError(
+            Reason.RATE_LIMITED, f"{endpoint} limits our rate (429)", retry_after=retry_after(error.response.headers)
+        )
+    return TransientError(
+        Reason.UPSTREAM_UNAVAILABLE,
+        f"{endpoint} answered {status} for {repo_id}",
+        retry_after=retry_after(error.response.headers),
+    )
+
+
+def _says_bad_token(error: HfHubHTTPError) -> bool:
+    said = error.response.headers.get("X-Error-Message", "") + error.response.headers.get("WWW-Authenticate", "")
+    return "invalid" in said.lower() and ("token" in said.lower() or "credential" in said.lower())

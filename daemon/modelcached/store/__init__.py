@@ -1,0 +1,1 @@
+"""The disk: layout, unfinished and finished blobs, snapshots, and what a scan finds. Never knows why."""

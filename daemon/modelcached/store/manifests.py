@@ -1,0 +1,170 @@
+"""Our record of a commit: its files, which selections of it are complete, and how its blobs looked when verified.
+
+One small file a commit, replaced atomically. An unknown format_version is
+ignored and the record made anew from the Hub, as huggingface_hub does with its trees.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+
+from modelcached.errors import CacheError
+from modelcached.model import (
+    Commit,
+    Digest,
+    FileEntry,
+    Manifest,
+    RepoId,
+    Selection,
+    SnapshotId,
+    as_commit,
+    repo_id_of_folder,
+)
+from modelcached.store.disk import Disk
+from modelcached.store.layout import Layout
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStamp:
+    """What stat says of a blob that was verified; a difference means that it must be hashed again."""
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> BlobStamp:
+        """The stamp of a file's stat."""
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A manifest and what this cache has of it."""
+
+    manifest: Manifest
+    selections: dict[str, Selection] = field(default_factory=dict)
+    """Complete selections by canonical profile name."""
+    stamps: dict[Digest, BlobStamp] = field(default_factory=dict)
+    readers: tuple[str, ...] = ()
+    """For a restricted repository: fingerprints of the tokens that the Hub has let read it."""
+
+    @property
+    def snapshot(self) -> SnapshotId:
+        """Whose record this is."""
+        return SnapshotId(self.manifest.repo_id, self.manifest.commit)
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """What the snapshot holds: the union of the complete selections."""
+        return frozenset[str]().union(*(selection.paths for selection in self.selections.values()))
+
+    def without_selections(self) -> Record:
+        """The same with nothing complete."""
+        return replace(self, selections={}, stamps={})
+
+    def to_json(self) -> str:
+        """As it lies on disk."""
+        return json.dumps(
+            {
+                "format_version": FORMAT_VERSION,
+                "repo_id": self.manifest.repo_id,
+                "commit": self.manifest.commit,
+                "restricted": self.manifest.restricted,
+                "readers": list(self.readers),
+                "files": {
+                    path: {
+                        "size": entry.size_bytes,
+                        "digest": entry.digest.hex,
+                        "blob_id": entry.blob_id,
+                        **({"xet_hash": entry.xet_hash} if entry.xet_hash else {}),
+                    }
+                    for path, entry in sorted(self.manifest.files.items())
+                },
+                "selections": {
+                    name: {"format": selection.format, "paths": sorted(selection.paths)}
+                    for name, selection in sorted(self.selections.items())
+                },
+                "stamps": {
+                    digest.hex: [stamp.inode, stamp.size_bytes, stamp.mtime_ns]
+                    for digest, stamp in sorted(self.stamps.items())
+                },
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str, repo_id: RepoId, commit: Commit) -> Record | None:
+        """None for what is damaged, of another version, or of another commit."""
+        try:
+            data = json.loads(text)
+            if (data["format_version"], data["repo_id"], data["commit"]) != (FORMAT_VERSION, repo_id, commit):
+                return None
+            files = [
+                FileEntry(path, int(item["size"]), _digest(item["digest"]), item["blob_id"], item.get("xet_hash"))
+                for path, item in data["files"].items()
+            ]
+            manifest = Manifest.of(repo_id, commit, files, restricted=bool(data["restricted"]))
+            selections = {
+                name: Selection(name, item["format"], frozenset(item["paths"]))
+                for name, item in data["selections"].items()
+            }
+            if any(not selection.paths <= manifest.files.keys() for selection in selections.values()):
+                return None
+            stamps = {_digest(name): BlobStamp(*map(int, values)) for name, values in data["stamps"].items()}
+            return cls(manifest, selections, stamps, tuple(data["readers"]))
+        except (ValueError, KeyError, TypeError, AttributeError, CacheError):
+            return None
+
+
+def _digest(text: str) -> Digest:
+    digest = Digest.parse(text)
+    if digest is None:
+        raise ValueError(text)
+    return digest
+
+
+class ManifestStore:
+    """All records. Blocking: call it from disk threads."""
+
+    def __init__(self, disk: Disk, layout: Layout) -> None:
+        self._disk = disk
+        self._layout = layout
+
+    def read(self, repo_id: RepoId, commit: Commit) -> Record | None:
+        """The record, or None where there is none that can be used."""
+        try:
+            with open(self._layout.manifest(repo_id, commit), encoding="utf-8") as file:
+                return Record.from_json(file.read(), repo_id, commit)
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+
+    def write(self, record: Record) -> None:
+        """Replaces the record."""
+        path = self._layout.manifest(record.manifest.repo_id, record.manifest.commit)
+        self._disk.mkdir(os.path.dirname(path), 0o700)
+        self._disk.replace_file(path, record.to_json().encode(), self._layout.staged("manifest"), 0o600)
+
+    def remove(self, snapshot: SnapshotId) -> None:
+        """Removes the record, and its directory when that was the last."""
+        path = self._layout.manifest(snapshot.repo_id, snapshot.commit)
+        self._disk.unlink(path)
+        self._disk.rmdir(os.path.dirname(path))
+
+    def all(self) -> list[Record]:
+        """Every record that can be used."""
+        records = []
+        for folder in os.listdir(self._layout.manifests):
+            repo_id = repo_id_of_folder(folder)
+            if repo_id is None:
+                continue
+            for name in os.listdir(f"{self._layout.manifests}/{folder}"):
+                commit = as_commit(name.removesuffix(".json"))
+                record = self.read(repo_id, commit) if commit else None
+                if record is not None:
+                    records.append(record)
+        return records

@@ -1,0 +1,209 @@
+"""Unfinished blobs: preallocated, journalled, resumable; and the one way from there into hub/.
+
+Life of a blob, each step of which may be the last before a kill::
+
+    create   partial/<digest> with all its blocks, partial/<digest>.journal
+    write    ranges at their offsets, in any order, by several threads
+    mark     a range is in the journal after its data is written
+    sync     fdatasync, then a checkpoint: what survives a power loss
+    publish  fsync, 0444, rename into hub/<repo>/blobs/<digest>, fsync both directories, journal removed
+
+Verification stands between write and publish and is the caller's (transfer/): this
+module never hashes. Thread-safe where it says so.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from modelcached.model import Digest, RepoId
+from modelcached.store import journal
+from modelcached.store.disk import Disk
+from modelcached.store.layout import Layout
+
+
+class Partial:
+    """One unfinished blob, open for writing. Made by ``PartialStore.open``."""
+
+    def __init__(self, disk: Disk, layout: Layout, digest: Digest, size_bytes: int) -> None:
+        self.digest = digest
+        self.size_bytes = size_bytes
+        self.resumed = journal.Ranges()
+        """What was done before it was opened; content not yet hashed again."""
+        self.hard_allocated = True
+        """False where the filesystem cannot allocate ahead: writing may still meet a full disk."""
+        self._disk = disk
+        self._layout = layout
+        self._data_path = layout.partial_data(digest)
+        self._journal_path = layout.partial_journal(digest)
+        self._data = -1
+        self._journal = -1
+        self._journal_bytes = 0
+        self._named = False  # its directory entries have outlived a power loss
+        self._lock = threading.Lock()  # guards the journal's end; data needs none, ranges are disjoint
+
+    def _create(self, boot: str) -> None:
+        self._disk.unlink(self._journal_path)
+        self._disk.unlink(self._data_path)
+        # Journal first: a journal without data is refused at the next start, data without a journal too.
+        self._journal = self._disk.create(self._journal_path)
+        self._append(journal.header(self.digest, self.size_bytes, boot))
+        self._data = self._disk.create(self._data_path)
+        self.hard_allocated = self._disk.allocate(self._data, self.size_bytes, self._data_path)
+
+    def _resume(self, reading: journal.Reading, boot: str) -> None:
+        self._journal = self._disk.reopen(self._journal_path)
+        self._data = self._disk.reopen(self._data_path)
+        self._disk.truncate(self._journal, reading.valid_bytes, self._journal_path)
+        os.lseek(self._journal, 0, os.SEEK_END)
+        self._journal_bytes = reading.valid_bytes
+        self.resumed = reading.trusted
+        # A kill between create and allocate leaves less than all blocks.
+        self.hard_allocated = self._disk.allocate(self._data, self.size_bytes, self._data_path)
+        if reading.boot_id != boot:
+            self._append(journal.rebooted(boot))
+
+    def _append(self, record: bytes) -> None:
+        self._disk.append(self._journal, record, self._journal_path)
+        self._journal_bytes += len(record)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Writes data at the offset. Any thread."""
+        self._disk.write_at(self._data, data, offset, self._data_path)
+
+    def mark(self, start: int, end: int) -> None:
+        """Journals [start, end), which must be written. Any thread."""
+        with self._lock:
+            self._append(journal.done([(start, end)]))
+
+    def read(self, view: memoryview, offset: int) -> int:
+        """Reads back into view. Any thread. How many bytes there were."""
+        return os.preadv(self._data, [view], offset)
+
+    def sync(self) -> None:
+        """All that is marked now survives a power loss afterwards. Any thread, one at a time."""
+        with self._lock:
+            reached = self._journal_bytes
+        self._disk.sync_data(self._data, self._data_path)
+        with self._lock:
+            self._append(journal.checkpoint(reached))
+        self._disk.sync_data(self._journal, self._journal_path)
+        if not self._named:
+            self._disk.sync_directory(self._layout.partial)
+            self._named = True
+
+    def restart(self) -> None:
+        """Forgets all ranges, keeps the blocks: the content was proven wrong."""
+        with self._lock:
+            self._disk.truncate(self._journal, 0, self._journal_path)
+            os.lseek(self._journal, 0, os.SEEK_SET)
+            self._journal_bytes = 0
+            self._append(journal.header(self.digest, self.size_bytes, journal.boot_id()))
+        self.resumed = journal.Ranges()
+
+    def publish(self, repo_id: RepoId) -> os.stat_result:
+        """Moves the verified content into the repository's blobs, whole or not at all; its stat there. Closes it."""
+        target = self._layout.blob(repo_id, self.digest)
+        directory = os.path.dirname(target)
+        self._layout.check_real_directory(directory)
+        self._disk.mkdir(os.path.dirname(directory))
+        self._disk.mkdir(directory)
+        self._disk.sync(self._data, self._data_path)
+        self._disk.chmod(self._data, 0o444, self._data_path)
+        self._disk.rename(self._data_path, target)
+        self._disk.sync_directory(directory)
+        self._disk.unlink(self._journal_path)
+        self._disk.sync_directory(self._layout.partial)
+        published = os.fstat(self._data)
+        self.close()
+        return published
+
+    def discard(self) -> None:
+        """Removes data and journal. Closes it."""
+        self.close()
+        self._disk.unlink(self._data_path)
+        self._disk.unlink(self._journal_path)
+
+    def close(self) -> None:
+        """Gives back the descriptors; what is on disk stays."""
+        for descriptor in (self._data, self._journal):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._data = self._journal = -1
+
+
+class PartialStore:
+    """All unfinished blobs. Blocking: call it from disk threads."""
+
+    def __init__(self, disk: Disk, layout: Layout) -> None:
+        self._disk = disk
+        self._layout = layout
+
+    def open(self, digest: Digest, size_bytes: int) -> Partial:
+        """Resumes the blob where its journal can be trusted, else starts it anew with all its blocks allocated."""
+        partial = Partial(self._disk, self._layout, digest, size_bytes)
+        boot = journal.boot_id()
+        try:
+            reading = self._read(digest, boot)
+            try:
+                if reading is not None and reading.size_bytes == size_bytes:
+                    partial._resume(reading, boot)  # noqa: SLF001 - PartialStore makes Partials
+                    return partial
+            except FileNotFoundError:
+                partial.close()
+            partial._create(boot)  # noqa: SLF001
+        except BaseException:
+            partial.close()
+            raise
+        return partial
+
+    def _read(self, digest: Digest, boot: str) -> journal.Reading | None:
+        try:
+            descriptor = os.open(self._layout.partial_journal(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            return journal.read(file.read(), digest, boot)
+
+    def publish_small(self, repo_id: RepoId, digest: Digest, content: bytes) -> os.stat_result:
+        """Puts verified content that fits in memory straight into the repository's blobs; its stat there.
+
+        A journal would cost more than fetching it again.
+        """
+        target = self._layout.blob(repo_id, digest)
+        directory = os.path.dirname(target)
+        self._layout.check_real_directory(directory)
+        self._disk.mkdir(os.path.dirname(directory))
+        self._disk.mkdir(directory)
+        self._disk.replace_file(target, content, self._layout.staged(digest.hex), 0o444)
+        return os.lstat(target)
+
+    def done_bytes(self, digest: Digest) -> int:
+        """How much of an unfinished blob would not be fetched again; 0 where there is none."""
+        reading = self._read(digest, journal.boot_id())
+        return reading.trusted.total if reading else 0
+
+    def listed(self) -> dict[Digest, float]:
+        """Unfinished blobs on disk, and when each was last written to (seconds since the epoch)."""
+        found: dict[Digest, float] = {}
+        with os.scandir(self._layout.partial) as entries:
+            for entry in entries:
+                digest = Digest.parse(entry.name.removesuffix(".journal"))
+                if digest is not None:
+                    found[digest] = max(found.get(digest, 0.0), entry.stat(follow_symlinks=False).st_mtime)
+        return found
+
+    def remove(self, digest: Digest) -> None:
+        """Removes an unfinished blob that no transfer has open."""
+        self._disk.unlink(self._layout.partial_data(digest))
+        self._disk.unlink(self._layout.partial_journal(digest))
+
+    def sweep(self) -> list[str]:
+        """At start: removes data without a journal, journals without data, and strangers; their names."""
+        names = set(os.listdir(self._layout.partial))
+        kept = {name for name in names if f"{name}.journal" in names and Digest.parse(name)}
+        removed = sorted(name for name in names if name.removesuffix(".journal") not in kept)
+        for name in removed:
+            self._disk.remove_tree(f"{self._layout.partial}/{name}")
+        return removed

@@ -1,0 +1,215 @@
+"""What is really on the disk: read at start and whenever belief must meet fact. Changes nothing.
+
+The files are the truth; everything in memory is made from what is found here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from modelcached.errors import CacheError
+from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit, parse_revision, repo_id_of_folder
+from modelcached.store.layout import Layout
+
+BLOCK = 512  # stat(2): st_blocks counts these, whatever the filesystem's own block is
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBlob:
+    """A file in blobs/."""
+
+    status: os.stat_result
+    """Of the content: of the target where the blob is a link into the shared store."""
+    shared_target: str | None = None
+    """huggingface_hub 2.x with Xet: the payload's path below hub/blobs/."""
+
+    def writable_by_others(self, own_uid: int) -> bool:
+        """Somebody else could change its bytes after they were verified."""
+        return self.status.st_uid != own_uid or bool(self.status.st_mode & 0o022)
+
+
+@dataclass(slots=True)
+class FoundRepo:
+    """A directory models--… in hub/."""
+
+    repo_id: RepoId
+    blobs: dict[Digest, FoundBlob] = field(default_factory=dict)
+    snapshots: dict[Commit, dict[str, Digest | None]] = field(default_factory=dict)
+    """Path -> the blob it links to; None for anything that is not a link to a blob of this repository."""
+    refs: dict[Revision, Commit] = field(default_factory=dict)
+    trees: set[Commit] = field(default_factory=set)
+    strangers: list[str] = field(default_factory=list)
+    """What the layout has no place for: symlinked directories, *.incomplete, plain files."""
+
+
+def measure(path: str, *, skip: frozenset[str] = frozenset()) -> dict[int, int]:
+    """Allocated bytes by inode of all at and below path, as du counts; what vanishes meanwhile counts nothing."""
+    sizes: dict[int, int] = {}
+    pending = [path]
+    while pending:
+        current = pending.pop()
+        try:
+            status = os.lstat(current)
+            sizes[status.st_ino] = status.st_blocks * BLOCK
+            if stat.S_ISDIR(status.st_mode):
+                with os.scandir(current) as entries:
+                    for entry in entries:
+                        if entry.path in skip:
+                            continue
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(entry.path)
+                        else:
+                            item = entry.stat(follow_symlinks=False)
+                            sizes[item.st_ino] = item.st_blocks * BLOCK
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return sizes
+
+
+def _real_directory(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _blob(path: str, hub: str) -> FoundBlob | None:
+    status = os.lstat(path)
+    if stat.S_ISREG(status.st_mode):
+        return FoundBlob(status)
+    if stat.S_ISLNK(status.st_mode):
+        # file_download.py, _create_symlink: a relative link into <cache>/blobs/<2 hex>/<xet hash>
+        target = os.path.realpath(path)
+        if target.startswith(f"{os.path.realpath(hub)}/blobs/") and os.path.isfile(target):
+            return FoundBlob(os.stat(target), target)
+    return None
+
+
+def _links(directory: str) -> dict[str, Digest | None]:
+    """The files below a snapshot's directory, and the blobs that they say they are."""
+    links: dict[str, Digest | None] = {}
+    pending = [("", directory)]
+    while pending:
+        prefix, current = pending.pop()
+        depth = prefix.count("/")
+        with os.scandir(current) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((f"{name}/", entry.path))
+                    continue
+                links[name] = None
+                if entry.is_symlink():
+                    text = os.readlink(entry.path)
+                    folder, _, blob = text.rpartition("/")
+                    if folder == "../" * (depth + 2) + "blobs":
+                        links[name] = Digest.parse(blob)
+    return links
+
+
+def _refs(directory: str) -> tuple[dict[Revision, Commit], list[str]]:
+    refs: dict[Revision, Commit] = {}
+    strangers: list[str] = []
+    pending = [("", directory)]
+    while pending:
+        prefix, current = pending.pop()
+        with os.scandir(current) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((f"{prefix}{entry.name}/", entry.path))
+                    continue
+                commit = None
+                if entry.is_file(follow_symlinks=False) and entry.stat().st_size <= 128:
+                    with open(entry.path, encoding="ascii", errors="replace") as file:
+                        commit = as_commit(file.read().strip())
+                try:
+                    revision = parse_revision(prefix + entry.name)
+                except CacheError:
+                    commit = None
+                if commit is None:
+                    strangers.append(entry.path)
+                else:
+                    refs[revision] = commit
+    return refs, strangers
+
+
+def _entries(found: FoundRepo, directory: str) -> Iterator[os.DirEntry[str]]:
+    """What lies in one of the layout's directories; a stranger in its place was noted already."""
+    if _real_directory(directory):
+        with os.scandir(directory) as entries:
+            yield from entries
+    elif os.path.lexists(directory):
+        found.strangers.append(directory)
+
+
+def scan_repo(layout: Layout, repo_id: RepoId) -> FoundRepo | None:
+    """One repository; None where it has no directory of its own."""
+    root = layout.repo(repo_id)
+    if not _real_directory(root):
+        return None
+    found = FoundRepo(repo_id)
+    known = ("blobs", "snapshots", "refs", "trees", ".no_exist")
+    found.strangers += [entry.path for entry in _entries(found, root) if entry.name not in known]
+    for entry in _entries(found, f"{root}/blobs"):
+        digest = Digest.parse(entry.name)
+        blob = _blob(entry.path, layout.hub) if digest else None
+        if digest and blob:
+            found.blobs[digest] = blob
+        else:
+            found.strangers.append(entry.path)
+    for entry in _entries(found, f"{root}/snapshots"):
+        commit = as_commit(entry.name)
+        if commit and entry.is_dir(follow_symlinks=False):
+            found.snapshots[commit] = _links(entry.path)
+        else:
+            found.strangers.append(entry.path)
+    for entry in _entries(found, f"{root}/trees"):
+        commit = as_commit(entry.name.removesuffix(".json"))
+        if commit and entry.is_file(follow_symlinks=False):
+            found.trees.add(commit)
+        else:
+            found.strangers.append(entry.path)
+    if _real_directory(f"{root}/refs"):
+        found.refs, strangers = _refs(f"{root}/refs")
+        found.strangers += strangers
+    elif os.path.lexists(f"{root}/refs"):
+        found.strangers.append(f"{root}/refs")
+    found.strangers.sort()
+    return found
+
+
+def scan_hub(layout: Layout) -> tuple[dict[RepoId, FoundRepo], list[str]]:
+    """Every repository in hub/, and the paths of what is none."""
+    repos: dict[RepoId, FoundRepo] = {}
+    strangers: list[str] = []
+    with os.scandir(layout.hub) as entries:
+        names = sorted(entry.name for entry in entries)
+    for name in names:
+        repo_id = repo_id_of_folder(name)
+        found = scan_repo(layout, repo_id) if repo_id else None
+        if found is None:
+            strangers.append(f"{layout.hub}/{name}")
+        else:
+            repos[found.repo_id] = found
+    return repos, strangers
+
+
+def snapshot_stamps(layout: Layout, snapshot: SnapshotId, paths: frozenset[str]) -> dict[str, os.stat_result | None]:
+    """Stat of each path through its link, as a reader would meet it; None where it leads nowhere."""
+    root = layout.snapshot(snapshot)
+    stamps: dict[str, os.stat_result | None] = {}
+    for path in paths:
+        try:
+            stamps[path] = os.stat(f"{root}/{path}")
+        except OSError:
+            stamps[path] = None
+    return stamps
+
+
+def free_bytes(path: str) -> tuple[int, int]:
+    """What an unprivileged writer may still use (f_bavail), and the filesystem's size; bytes."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize

@@ -1,0 +1,207 @@
+"""Snapshots, refs and trees in hub/: published whole, grown by exchange, withdrawn by rename.
+
+A reader sees the old set or the new one, never a mixture: a new directory is
+built in staging/ and takes its place in one rename (invariant 1). The links in
+it are relative, so that hub/ can be mounted anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+from modelcached.errors import CacheError, Reason
+from modelcached.model import Algorithm, Commit, Digest, Manifest, RepoId, Revision, SnapshotId
+from modelcached.store.disk import Disk
+from modelcached.store.layout import Layout
+
+_TREE_FORMAT_VERSION = 1  # huggingface_hub 2.4.0, _tree_cache.py: TREE_CACHE_FORMAT_VERSION
+
+
+class SnapshotStore:
+    """What workloads read. Blocking: call it from disk threads."""
+
+    def __init__(self, disk: Disk, layout: Layout) -> None:
+        self._disk = disk
+        self._layout = layout
+
+    def link_blob(self, digest: Digest, source: RepoId, target: RepoId) -> os.stat_result:
+        """Gives target the blob that source has, as the same inode; its stat."""
+        path = self._layout.blob(target, digest)
+        directory = os.path.dirname(path)
+        self._layout.check_real_directory(directory)
+        self._layout.check_real_directory(os.path.dirname(self._layout.blob(source, digest)))
+        self._disk.mkdir(os.path.dirname(directory))
+        self._disk.mkdir(directory)
+        staged = self._layout.staged(digest.hex)
+        self._disk.link(self._layout.blob(source, digest), staged)
+        self._disk.rename(staged, path)
+        if os.path.lexists(staged):  # rename(2) does nothing when both are names of one inode
+            self._disk.unlink(staged)
+        self._disk.sync_directory(directory)
+        return os.lstat(path)
+
+    def publish(self, snapshot: SnapshotId, links: Mapping[str, Digest], *, may_gap: bool) -> str | None:
+        """Makes the snapshot hold exactly ``links`` (path -> blob), in one step.
+
+        Where the filesystem cannot exchange two directories and one is there, there is a moment
+        with none; that is done only if ``may_gap`` (nobody reads it), else refused.
+        Returns the path in trash/ of what was there before, or None.
+        """
+        target = self._layout.snapshot(snapshot)
+        parent = os.path.dirname(target)
+        self._layout.check_real_directory(parent)
+        self._disk.mkdir(os.path.dirname(parent))
+        self._disk.mkdir(parent)
+        staged = self._layout.staged(snapshot.commit)
+        self._disk.mkdir(staged)
+        made = {staged}
+        for path, digest in sorted(links.items()):
+            directory = staged
+            *folders, name = path.split("/")
+            for folder in folders:
+                directory = f"{directory}/{folder}"
+                if directory not in made:
+                    self._disk.mkdir(directory)
+                    made.add(directory)
+            self._disk.symlink("../" * (len(folders) + 2) + f"blobs/{digest.hex}", f"{directory}/{name}")
+        for directory in sorted(made, reverse=True):
+            self._disk.sync_directory(directory)
+        trashed: str | None = None
+        if not os.path.lexists(target):
+            self._disk.rename(staged, target)
+        else:
+            trashed = self._layout.trashed(snapshot.commit)
+            if os.path.isdir(target) and not os.path.islink(target) and self._disk.exchange(staged, target):
+                self._disk.rename(staged, trashed)
+            elif may_gap:
+                self._disk.rename(target, trashed)
+                self._disk.rename(staged, target)
+            else:
+                self._disk.remove_tree(staged)
+                raise CacheError(
+                    Reason.IN_USE,
+                    f"{snapshot} is leased, and the filesystem below cache.dir cannot exchange directories, "
+                    "so it cannot be given more files while it is read",
+                    metadata={"model": snapshot},
+                )
+        self._disk.sync_directory(parent)
+        return trashed
+
+    def withdraw(self, snapshot: SnapshotId) -> str | None:
+        """Takes the snapshot out of readers' sight; its path in trash/, or None if it was not there."""
+        target = self._layout.snapshot(snapshot)
+        self._layout.check_real_directory(os.path.dirname(target))
+        if not os.path.lexists(target):
+            return None
+        trashed = self._layout.trashed(snapshot.commit)
+        self._disk.rename(target, trashed)
+        self._disk.sync_directory(os.path.dirname(target))
+        return trashed
+
+    def restore(self, snapshot: SnapshotId, trashed: str) -> None:
+        """Takes a withdrawn snapshot back."""
+        self._disk.rename(trashed, self._layout.snapshot(snapshot))
+        self._disk.sync_directory(os.path.dirname(self._layout.snapshot(snapshot)))
+
+    def seal_blob(self, repo_id: RepoId, digest: Digest) -> os.stat_result:
+        """Makes a blob that somebody else wrote read-only and durable, now that it was hashed; its stat."""
+        path = self._layout.blob(repo_id, digest)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._disk.chmod(descriptor, 0o444, path)
+            self._disk.sync(descriptor, path)
+            return os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def adopt_shared_blob(self, repo_id: RepoId, digest: Digest, target: str) -> None:
+        """Turns huggingface_hub 2.x's link into the shared store into a name of the inode itself."""
+        path = self._layout.blob(repo_id, digest)
+        self._layout.check_real_directory(os.path.dirname(path))
+        staged = self._layout.staged(digest.hex)
+        self._disk.link(target, staged)
+        self._disk.rename(staged, path)
+
+    def remove_shared_payload(self, target: str) -> None:
+        """Removes the shared store's own name, and its directories once they are empty."""
+        directory = os.path.dirname(target)
+        self._layout.check_real_directory(directory)
+        self._disk.unlink(target)
+        if self._disk.rmdir(directory):
+            self._disk.rmdir(os.path.dirname(directory))
+
+    def remove_blob(self, repo_id: RepoId, digest: Digest) -> None:
+        """Removes one name of a blob; its bytes go with the last name."""
+        path = self._layout.blob(repo_id, digest)
+        self._layout.check_real_directory(os.path.dirname(path))
+        self._disk.unlink(path)
+
+    def quarantine_blob(self, repo_id: RepoId, digest: Digest) -> str:
+        """Moves a bad blob out of every reader's reach; where to."""
+        target = f"{self._layout.quarantine}/{digest.hex}"
+        self._disk.remove_tree(target)
+        self._disk.rename(self._layout.blob(repo_id, digest), target)
+        return target
+
+    def write_ref(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
+        """Points a branch or tag at the commit."""
+        path = self._layout.ref(repo_id, revision)
+        directory = os.path.dirname(path)
+        self._layout.check_real_directory(directory)
+        missing = []
+        while not os.path.isdir(directory):
+            missing.append(directory)
+            directory = os.path.dirname(directory)
+        for folder in reversed(missing):
+            if os.path.lexists(folder):  # a ref of that name: git allows no such pair, so it is out of date
+                self._disk.unlink(folder)
+            self._disk.mkdir(folder)
+        if os.path.isdir(path) and not os.path.islink(path):
+            self._disk.remove_tree(path)
+        self._disk.replace_file(path, commit.encode(), self._layout.staged("ref"))
+
+    def remove_ref(self, repo_id: RepoId, revision: Revision) -> None:
+        """Removes a branch or tag."""
+        path = self._layout.ref(repo_id, revision)
+        self._layout.check_real_directory(os.path.dirname(path))
+        self._disk.unlink(path)
+
+    def write_tree(self, manifest: Manifest) -> None:
+        """huggingface_hub's listing, for a snapshot that holds every file of its commit.
+
+        Where it says more than the snapshot holds, offline snapshot_download raises
+        IncompleteSnapshotError (_snapshot_download.py): so only then.
+        """
+        files = {}
+        for path, entry in sorted(manifest.files.items()):
+            item: dict[str, object] = {"size": entry.size_bytes, "blob_id": entry.blob_id}
+            if entry.digest.algorithm is Algorithm.SHA256:
+                item |= {"lfs_sha256": entry.digest.hex, "lfs_size": entry.size_bytes}
+            if entry.xet_hash:
+                item["xet_hash"] = entry.xet_hash
+            files[path] = item
+        path = self._layout.tree(SnapshotId(manifest.repo_id, manifest.commit))
+        self._layout.check_real_directory(os.path.dirname(path))
+        self._disk.mkdir(os.path.dirname(path))
+        content = json.dumps({"format_version": _TREE_FORMAT_VERSION, "files": files}, indent=1)
+        self._disk.replace_file(path, content.encode(), self._layout.staged("tree"))
+
+    def remove_tree_file(self, snapshot: SnapshotId) -> None:
+        """Removes huggingface_hub's listing."""
+        path = self._layout.tree(snapshot)
+        self._layout.check_real_directory(os.path.dirname(path))
+        if os.path.lexists(path):
+            self._disk.unlink(path)
+
+    def remove_empty_repo(self, repo_id: RepoId) -> bool:
+        """Removes a repository's directories once nothing is in them; True when it is gone."""
+        repo = self._layout.repo(repo_id)
+        self._layout.check_real_directory(repo)
+        for name in ("snapshots", "blobs", "trees", ".no_exist"):
+            self._disk.rmdir(f"{repo}/{name}") if os.path.isdir(f"{repo}/{name}") else None
+        if os.path.isdir(f"{repo}/snapshots") or os.path.isdir(f"{repo}/blobs"):
+            return False
+        self._disk.remove_tree(f"{repo}/refs")
+        return self._disk.rmdir(repo)

@@ -1,0 +1,1 @@
+"""Metrics and logs: they observe, nothing depends on them."""

@@ -1,0 +1,80 @@
+"""The metrics listener: /metrics, /healthz (the event loop answers), /readyz (requests are served)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+HEALTH_SECONDS = 5.0
+
+
+class Listener:
+    """An HTTP server in threads of its own, so that it answers even when the event loop does not."""
+
+    def __init__(
+        self,
+        address: str,
+        registry: CollectorRegistry,
+        loop: asyncio.AbstractEventLoop,
+        ready: Callable[[], bool],
+    ) -> None:
+        """Raises OSError where the address cannot be bound."""
+        host, _, port = address.rpartition(":")
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                if path == "/metrics":
+                    encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+                    try:
+                        self._answer(200, encode(registry), content_type)
+                    except (TimeoutError, RuntimeError) as error:
+                        self._answer(503, f"the event loop does not answer: {error!r}\n".encode())
+                elif path == "/healthz":
+                    alive = _answers(loop)
+                    self._answer(200 if alive else 503, b"ok\n" if alive else b"the event loop does not answer\n")
+                elif path == "/readyz":
+                    serving = ready()
+                    self._answer(200 if serving else 503, b"ok\n" if serving else b"not serving\n")
+                else:
+                    self._answer(404, b"/metrics, /healthz or /readyz\n")
+
+            def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+                del format, args  # scrapes are no news
+
+        self._server = ThreadingHTTPServer((host.strip("[]") or "0.0.0.0", int(port)), Handler)  # noqa: S104 - as asked
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """Where it listens; of use with port 0."""
+        return int(self._server.server_address[1])
+
+    def stop(self) -> None:
+        """Closes the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _answers(loop: asyncio.AbstractEventLoop) -> bool:
+    done = threading.Event()
+    try:
+        loop.call_soon_threadsafe(done.set)
+    except RuntimeError:
+        return False
+    return done.wait(HEALTH_SECONDS)

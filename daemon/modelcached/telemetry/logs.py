@@ -1,0 +1,46 @@
+"""structlog: one event dictionary a line, JSON or for a terminal, on stderr. No secret ever."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+from modelcached.config import LogSection
+from modelcached.model import shown
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A stranger's control characters must not reach a terminal, nor forge a line."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable() and key not in ("exception", "event"):
+            event[key] = "\n".join(shown(line, 10_000) for line in value.split("\n")) if "\n" in value else shown(value)
+    return event
+
+
+def configure(section: LogSection) -> None:
+    """May be called again with another level."""
+    terminal = sys.stderr.isatty()
+    console = section.format == "console" or (section.format == "auto" and terminal)
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=terminal) if console else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            *([] if console else [structlog.processors.format_exc_info]),
+            _printable,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[section.level]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    # Libraries speak through logging; only what matters, in our own form.
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s", force=True)

@@ -1,0 +1,1 @@
+"""From a source to a published blob: one flight a digest, in ranges, resumable, hashed."""

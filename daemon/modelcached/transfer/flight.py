@@ -1,0 +1,130 @@
+"""One running transfer of one blob, however many requests wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from modelcached.ledger.space import Reservation
+from modelcached.model import Digest, RepoId
+from modelcached.sources.http import Abort
+from modelcached.sources.origin import Origin
+from modelcached.store.journal import Ranges
+from modelcached.store.partials import Partial
+
+PART_BYTES = 16 << 20
+"""One request to upstream."""
+STEP_BYTES = 2 << 20
+"""A range counts as done in steps of this: at most that is lost a connection when the daemon is killed."""
+
+
+class Stage(enum.IntEnum):
+    """Where a flight is."""
+
+    QUEUED = 0
+    DOWNLOADING = 1
+    VERIFYING = 2
+    PUBLISHING = 3
+    DONE = 4
+
+
+@dataclass(slots=True)
+class Part:
+    """A range of a flight, on its way to or in a mover."""
+
+    start: int
+    end: int
+    written: int
+    """How far the mover has come; a plain store from its thread, only ever shown."""
+
+    @classmethod
+    def of(cls, start: int, end: int) -> Part:
+        """A part of which nothing is there."""
+        return cls(start, end, start)
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """State on the event loop; movers report to it."""
+
+    digest: Digest
+    size_bytes: int
+    repo_id: RepoId
+    """Whose blobs/ it is published into; others link from there."""
+    origins: Sequence[Origin]
+    """In order of preference."""
+    number: int
+    done: asyncio.Future[os.stat_result]
+    urgent: int = 0
+    """Requests that somebody waits for; 0 is background."""
+    interest: int = 0
+    """Requests that want it, waited for or not; at 0 it is ended, its progress kept."""
+    stage: Stage = Stage.QUEUED
+    fetched_bytes: int = 0
+    """Taken from upstream by this flight, repeats included."""
+    ranges: Ranges = field(default_factory=Ranges)
+    pending: deque[Part] = field(default_factory=deque)
+    active: dict[int, Part] = field(default_factory=dict)
+    aborts: set[Abort] = field(default_factory=set)
+    partial: Partial | None = None
+    small_sink: Callable[[memoryview, int], None] | None = None
+    """Where a file that fits in memory goes; it has no partial."""
+    task: asyncio.Task[None] | None = None
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever ranges grew, or a part ended."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when running fetches are to end: wakes those that wait before a retry."""
+    failure: Exception | None = None
+    reservation: Reservation | None = None
+    """What its bytes were promised from; spent when they are on the disk."""
+
+    @property
+    def origin(self) -> Origin:
+        """The one in use."""
+        return self.origins[0]
+
+    @property
+    def done_bytes(self) -> int:
+        """On disk so far, not necessarily verified."""
+        if self.stage >= Stage.PUBLISHING:
+            return self.size_bytes
+        under_way = sum(part.written - part.start for part in self.active.values())
+        return min(self.size_bytes, self.ranges.total + under_way)
+
+    def plan(self) -> None:
+        """Cuts what is missing into parts."""
+        self.pending.clear()
+        for start, end in self.ranges.missing(self.size_bytes):
+            self.pending.extend(
+                Part.of(position, min(position + PART_BYTES, end)) for position in range(start, end, PART_BYTES)
+            )
+
+    def advance(self, part: Part, start: int, end: int) -> None:
+        """A step of a part is written and journalled."""
+        self.ranges.add(start, end)
+        self.fetched_bytes += end - start
+        part.start = end
+        self.moved.set()
+
+    def abort(self) -> None:
+        """Ends all running fetches; what is on disk stays."""
+        self.pending.clear()
+        self.ended.set()
+        for abort in list(self.aborts):
+            abort.set()
+        self.moved.set()
+
+    def clear_failure(self) -> None:
+        """Another try begins."""
+        self.failure = None
+        self.ended.clear()
+
+    async def nap(self, seconds: float) -> None:
+        """Waits, but not beyond the flight's end."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), seconds)

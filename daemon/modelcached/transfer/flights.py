@@ -1,0 +1,426 @@
+"""Single flight, parts and retries: every blob that is missing is fetched once, by all connections together.
+
+The scheduler gives the next free connection the part that is wanted most: a
+request that somebody waits for before background work, small files before large
+ones (so that an error in a config shows early), then in order of arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from modelcached.errors import CacheError, Reason
+from modelcached.model import Digest, RepoId
+from modelcached.pools import Pools
+from modelcached.sources.faults import TransientError
+from modelcached.sources.http import Abort, AbortedError
+from modelcached.sources.origin import Origin
+from modelcached.store.disk import storage_error
+from modelcached.store.partials import PartialStore
+from modelcached.transfer.flight import STEP_BYTES, Flight, Part, Stage
+from modelcached.transfer.hashing import hash_partial, matches, new_hasher
+from modelcached.transfer.pace import Cooldown, RateLimiter
+
+log = structlog.get_logger()
+
+SMALL_BYTES = 1 << 20
+"""Up to this a file is fetched into memory: a journal would cost more than fetching it again."""
+_HASH_AHEAD_BYTES = 8 << 20
+_CHECKPOINT_BYTES = 256 << 20
+_CHECKPOINT_SECONDS = 10.0
+_CONTENT_TRIES = 2
+"""How often an origin may deliver a whole file of wrong bytes."""
+_STOP_SECONDS = 5.0
+_BACKOFF = wait_random_exponential(multiplier=0.25, max=15)  # full jitter
+
+
+@dataclass(frozen=True, slots=True)
+class TransferLimits:
+    """How much and how long."""
+
+    connections: int
+    retry_timeout: timedelta
+    """A part that makes no progress for this long, over all its tries, fails its flight."""
+
+
+class ContentError(Exception):
+    """The whole file must be fetched again: what there is cannot be right."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Flights:
+    """All running transfers of the node. The event loop's alone."""
+
+    def __init__(
+        self,
+        *,
+        pools: Pools,
+        partials: PartialStore,
+        limits: TransferLimits,
+        limiter: RateLimiter,
+        allocated: Callable[[Flight], None],
+        published: Callable[[Flight, os.stat_result], None],
+    ) -> None:
+        """``allocated`` and ``published`` are called on the loop as soon as the disk has changed."""
+        self._pools = pools
+        self._partials = partials
+        self._limits = limits
+        self.limiter = limiter
+        self.cooldown = Cooldown()
+        self._allocated = allocated
+        self._published = published
+        self._flights: dict[Digest, Flight] = {}
+        self._numbers = itertools.count()
+        self._work = asyncio.Event()
+        self._workers: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    # What cache asks for
+
+    def get(self, digest: Digest) -> Flight | None:
+        """The running flight of that blob."""
+        return self._flights.get(digest)
+
+    def all(self) -> list[Flight]:
+        """All running flights, oldest first."""
+        return list(self._flights.values())
+
+    def start(self, digest: Digest, size_bytes: int, repo_id: RepoId, origins: Sequence[Origin]) -> Flight:
+        """Starts the flight of a blob that is missing and has none."""
+        if self._stopping:
+            raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
+        done: asyncio.Future[os.stat_result] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # somebody may have gone
+        flight = Flight(digest, size_bytes, repo_id, list(origins), next(self._numbers), done)
+        self._flights[digest] = flight
+        flight.task = asyncio.create_task(self._fly(flight), name=f"flight {digest.hex[:12]}")
+        return flight
+
+    def leave(self, flight: Flight) -> None:
+        """One request less wants it; the last one ends it, its progress kept."""
+        flight.interest -= 1
+        if flight.interest <= 0 and not flight.done.done():
+            self.cancel(flight, CacheError(Reason.TRANSFER_CANCELLED, "nobody wants the transfer any more"))
+
+    def cancel(self, flight: Flight, why: CacheError) -> None:
+        """Ends the flight; those who wait get ``why``. What is on disk stays and is resumed from."""
+        flight.failure = why
+        flight.abort()
+
+    async def stop(self) -> None:
+        """Ends all flights, keeping what they have; returns when the disk is at rest."""
+        self._stopping = True
+        tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
+        for flight in self.all():
+            self.cancel(flight, CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping; progress is kept"))
+        if tasks:
+            await asyncio.wait(tasks, timeout=_STOP_SECONDS)  # a connect under way cannot be interrupted
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    # The life of a flight
+
+    async def _fly(self, flight: Flight) -> None:
+        try:
+            status = await (self._small(flight) if flight.size_bytes <= SMALL_BYTES else self._large(flight))
+            flight.stage = Stage.DONE
+            self._published(flight, status)
+            del self._flights[flight.digest]
+            if not flight.done.done():
+                flight.done.set_result(status)
+        except BaseException as error:
+            failure = _explained(error)
+            self._flights.pop(flight.digest, None)
+            if not flight.done.done():
+                flight.done.set_exception(failure)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        finally:
+            for origin in flight.origins:
+                origin.forget()
+
+    async def _small(self, flight: Flight) -> os.stat_result:
+        content = bytearray(flight.size_bytes)
+
+        def keep(view: memoryview, offset: int) -> None:
+            self.limiter.take(len(view))
+            content[offset : offset + len(view)] = view
+
+        async def once() -> None:
+            part = Part.of(0, flight.size_bytes)
+            if flight.size_bytes:
+                await self._queue_and_wait(flight, part, keep)
+            if not matches(flight.digest, content):
+                raise ContentError(f"{flight.origin}: content differs from {flight.digest}")
+
+        self._allocated(flight)
+        await self._until_right(flight, once)
+        flight.stage = Stage.PUBLISHING
+        return await self._pools.on_disk(self._partials.publish_small, flight.repo_id, flight.digest, bytes(content))
+
+    async def _large(self, flight: Flight) -> os.stat_result:
+        partial = await self._pools.on_disk(self._partials.open, flight.digest, flight.size_bytes)
+        flight.partial = partial
+        self._allocated(flight)
+        flight.ranges.spans = list(partial.resumed.spans)
+        resumed = bool(flight.ranges.spans)
+        try:
+
+            async def once() -> None:
+                nonlocal resumed
+                try:
+                    await self._move_and_hash(flight)
+                except ContentError:
+                    await self._pools.on_disk(partial.restart)
+                    flight.ranges.spans = []
+                    if not resumed:
+                        raise
+                    flight.clear_failure()
+                    resumed = False  # what was kept from before may be what is wrong: that costs no try
+                    log.warning("resumed content differs from its digest, fetching it again", digest=flight.digest.hex)
+                    await once()
+
+            await self._until_right(flight, once)
+            flight.stage = Stage.PUBLISHING
+            return await self._pools.on_disk(partial.publish, flight.repo_id)
+        except CacheError as error:
+            if error.reason is Reason.DIGEST_MISMATCH:
+                await self._pools.on_disk(partial.discard)
+            raise
+        finally:
+            while flight.active:  # a mover still has the descriptor
+                flight.moved.clear()
+                await flight.moved.wait()
+            partial.close()
+            flight.partial = None
+
+    async def _until_right(self, flight: Flight, once: Callable[[], Awaitable[None]]) -> None:
+        """Tries each origin until the content is what its digest says."""
+        tries = 0
+        while True:
+            try:
+                await once()
+            except ContentError as error:
+                tries += 1
+                flight.clear_failure()
+                flight.origin.forget()
+                log.warning("wrong content", digest=flight.digest.hex, origin=str(flight.origin), why=error.message)
+                if tries < (_CONTENT_TRIES if flight.origin.label == "hub" else 1):
+                    continue
+                if len(flight.origins) > 1:
+                    flight.origins = flight.origins[1:]
+                    tries = 0
+                    continue
+                raise CacheError(
+                    Reason.DIGEST_MISMATCH, error.message, metadata={"digest": flight.digest.hex, "tries": tries}
+                ) from error
+            else:
+                return
+
+    async def _move_and_hash(self, flight: Flight) -> None:
+        """Fetches what is missing, hashing behind it while the bytes are in the page cache."""
+        partial = flight.partial
+        assert partial is not None
+        hasher = new_hasher(flight.digest, flight.size_bytes)
+        hashed = 0
+        flight.plan()
+        flight.stage = Stage.DOWNLOADING if flight.pending else Stage.VERIFYING
+        self._wake()
+        checkpoint: asyncio.Task[None] | None = None
+        checkpointed, checkpointed_at = flight.ranges.total, time.monotonic()
+        try:
+            while hashed < flight.size_bytes:
+                if flight.failure is not None:
+                    raise flight.failure
+                flight.moved.clear()
+                reach = flight.ranges.prefix
+                if reach == flight.size_bytes or reach - hashed >= _HASH_AHEAD_BYTES:
+                    if not flight.pending and not flight.active:
+                        flight.stage = Stage.VERIFYING
+                    await self._pools.on_hash(hash_partial, partial, hasher, hashed, reach)
+                    hashed = reach
+                    continue
+                fresh = flight.ranges.total - checkpointed
+                late = time.monotonic() - checkpointed_at > _CHECKPOINT_SECONDS
+                if (fresh >= _CHECKPOINT_BYTES or (fresh and late)) and (checkpoint is None or checkpoint.done()):
+                    if checkpoint is not None:
+                        checkpoint.result()
+                    checkpointed, checkpointed_at = flight.ranges.total, time.monotonic()
+                    checkpoint = asyncio.create_task(self._pools.on_disk(partial.sync))
+                await flight.moved.wait()
+            if hasher.hexdigest() != flight.digest.hex:
+                raise ContentError(f"{flight.origin}: content differs from {flight.digest}")
+        finally:
+            if flight.failure is not None or hashed < flight.size_bytes:
+                flight.abort()
+            while flight.active:
+                flight.moved.clear()
+                await flight.moved.wait()
+            if checkpoint is not None:
+                await checkpoint  # a failed fsync condemns the file: it must not be published
+
+    # Parts
+
+    async def _queue_and_wait(self, flight: Flight, part: Part, sink: Callable[[memoryview, int], None]) -> None:
+        """For small files: one part, kept by the caller's own sink."""
+        flight.pending.append(part)
+        flight.small_sink = sink
+        flight.stage = Stage.DOWNLOADING
+        self._wake()
+        while flight.pending or flight.active:
+            flight.moved.clear()
+            await flight.moved.wait()
+        if flight.failure is not None:
+            raise flight.failure
+
+    def _wake(self) -> None:
+        self._work.set()
+        while len(self._workers) < self._limits.connections:
+            self._workers.append(asyncio.create_task(self._serve(), name=f"mover {len(self._workers)}"))
+
+    def _next(self) -> tuple[Flight, Part] | None:
+        waiting = [flight for flight in self._flights.values() if flight.pending]
+        if not waiting:
+            return None
+        flight = min(waiting, key=lambda f: (f.urgent == 0, f.size_bytes > SMALL_BYTES, f.number))
+        return flight, flight.pending.popleft()
+
+    async def _serve(self) -> None:
+        """One connection's worth of work, for ever."""
+        while True:
+            found = self._next()
+            if found is None:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            flight, part = found
+            key = id(part)
+            flight.active[key] = part
+            try:
+                await self._fetch(flight, part)
+            except AbortedError:
+                pass
+            except Exception as error:  # noqa: BLE001 - the flight's own task tells its waiters
+                if flight.failure is None:
+                    flight.failure = error if isinstance(error, ContentError) else _explained(error)
+                flight.abort()
+            finally:
+                del flight.active[key]
+                flight.moved.set()
+
+    async def _fetch(self, flight: Flight, part: Part) -> None:
+        progress_at, reached = time.monotonic(), part.start
+
+        def gives_up(_: RetryCallState) -> bool:
+            nonlocal progress_at, reached
+            if part.start > reached:
+                progress_at, reached = time.monotonic(), part.start
+            return time.monotonic() - progress_at >= self._limits.retry_timeout.total_seconds()
+
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            asked = error.retry_after if isinstance(error, TransientError) else None
+            backoff = float(_BACKOFF(state))
+            if isinstance(error, TransientError) and error.reason is Reason.RATE_LIMITED:
+                self.cooldown.extend(asked or timedelta(seconds=max(1.0, backoff)))
+                return 0.0  # the cooldown is everybody's
+            return asked.total_seconds() if asked else backoff
+
+        retrying = AsyncRetrying(
+            stop=gives_up, wait=wait, sleep=flight.nap, retry=retry_if_exception_type(TransientError), reraise=True
+        )
+        async for attempt in retrying:
+            with attempt:
+                while (left := self.cooldown.seconds_left) > 0 and flight.failure is None:
+                    await flight.nap(left)
+                if flight.failure is not None:
+                    raise AbortedError
+                try:
+                    await self._once(flight, part)
+                except TransientError as error:
+                    if error.reason is Reason.DIGEST_MISMATCH:
+                        raise ContentError(error.message) from error
+                    log.info(
+                        "retrying a range",
+                        origin=str(flight.origin),
+                        start=part.start,
+                        end=part.end,
+                        reason=error.reason.value,
+                        why=error.message,
+                        attempt=attempt.retry_state.attempt_number,
+                    )
+                    raise
+
+    async def _once(self, flight: Flight, part: Part) -> None:
+        abort = Abort()
+        flight.aborts.add(abort)
+        loop = asyncio.get_running_loop()
+        origin, partial, small = flight.origin, flight.partial, flight.small_sink
+
+        def fetch() -> None:
+            marked = part.start
+
+            def mark(end: int) -> None:
+                nonlocal marked
+                if partial is not None and end > marked:
+                    partial.mark(marked, end)
+                    loop.call_soon_threadsafe(flight.advance, part, marked, end)
+                    marked = end
+
+            def sink(view: memoryview, offset: int) -> None:
+                end = offset + len(view)
+                try:
+                    if partial is None:
+                        assert small is not None
+                        small(view, offset)
+                    else:
+                        self.limiter.take(len(view))
+                        partial.write(view, offset)
+                        if end - marked >= STEP_BYTES or end == part.end:
+                            mark(end)
+                except OSError as error:
+                    raise storage_error(error, "writing") from error
+                part.written = end
+
+            part.written = part.start
+            try:
+                origin.fetch(part.start, part.end, sink, abort)
+            finally:
+                mark(part.written)
+
+        try:
+            await self._pools.on_mover(fetch)
+            if partial is None:
+                flight.fetched_bytes += part.end
+        finally:
+            flight.aborts.discard(abort)
+            await asyncio.sleep(0)  # the last advance() is on the loop before anyone looks
+
+
+def _explained(error: BaseException) -> CacheError:
+    """What the waiters are told."""
+    if isinstance(error, CacheError):
+        return error
+    if isinstance(error, TransientError):
+        return error.final()
+    if isinstance(error, ContentError):
+        return CacheError(Reason.DIGEST_MISMATCH, error.message)
+    if isinstance(error, OSError):
+        return storage_error(error, "transferring")
+    if isinstance(error, asyncio.CancelledError):
+        return CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping; progress is kept")
+    log.error("flight failed unexpectedly", exc_info=error)
+    return CacheError(Reason.INTERNAL, f"{type(error).__name__}: {error}")

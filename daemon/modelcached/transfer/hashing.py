@@ -1,0 +1,62 @@
+"""Digests of content: SHA-256 for LFS and Xet files, git's SHA-1 for small ones."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+from modelcached.model import Algorithm, Digest
+from modelcached.store.partials import Partial
+
+BLOCK_BYTES = 4 << 20
+
+
+class Hasher(Protocol):
+    """What hashlib's objects do."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Takes more content."""
+        ...
+
+    def hexdigest(self) -> str:
+        """The digest so far."""
+        ...
+
+
+def new_hasher(digest: Digest, size_bytes: int) -> Hasher:
+    """A hasher whose hexdigest() over the whole content equals ``digest.hex``."""
+    if digest.algorithm is Algorithm.SHA256:
+        return hashlib.sha256()
+    hasher = hashlib.sha1(usedforsecurity=False)
+    hasher.update(b"blob %d\0" % size_bytes)  # git hash-object
+    return hasher
+
+
+def matches(digest: Digest, content: bytes | bytearray | memoryview) -> bool:
+    """Whether small content is what its digest says."""
+    hasher = new_hasher(digest, len(content))
+    hasher.update(memoryview(content))
+    return hasher.hexdigest() == digest.hex
+
+
+def hash_partial(partial: Partial, hasher: Hasher, start: int, end: int) -> None:
+    """Feeds [start, end) of an unfinished blob to the hasher. Blocking; releases the GIL."""
+    buffer = memoryview(bytearray(min(BLOCK_BYTES, end - start)))
+    while start < end:
+        count = partial.read(buffer[: min(len(buffer), end - start)], start)
+        if count == 0:
+            raise OSError(5, "unfinished blob is shorter than its journal says", str(partial.digest))
+        hasher.update(buffer[:count])
+        start += count
+
+
+def hash_file(path: str, digest: Digest) -> bool:
+    """Whether a finished blob is what its name says. Blocking; raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        hasher = new_hasher(digest, size)
+        buffer = memoryview(bytearray(BLOCK_BYTES))
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
+    return hasher.hexdigest() == digest.hex

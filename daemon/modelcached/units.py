@@ -1,0 +1,73 @@
+"""Sizes and durations as people write them."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgtp", start=1)},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgtp", start=1)},
+}
+_DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])\s*")
+
+
+def parse_size(text: str) -> int:
+    """Bytes in ``"500GB"`` (powers of 1000), ``"465GiB"`` (powers of 1024) or ``"4096"``.
+
+    Raises ValueError that names the text.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].lower() not in _SIZE_UNITS:
+        msg = f"{text!r} is not a size: write a number with a unit, such as 500GB or 465GiB"
+        raise ValueError(msg)
+    return (
+        int(float(match[1]) * _SIZE_UNITS[match[2].lower()])
+        if "." in match[1]
+        else int(match[1]) * (_SIZE_UNITS[match[2].lower()])
+    )
+
+
+def parse_duration(text: str) -> timedelta:
+    """The time in ``"10m"``, ``"90s"``, ``"1h30m"``, ``"250ms"`` or ``"7d"``.
+
+    Raises ValueError that names the text.
+    """
+    stripped = text.strip()
+    seconds, position = 0.0, 0
+    while match := _DURATION_PART.match(stripped, position):
+        seconds += float(match[1]) * _DURATION_UNITS[match[2]]
+        position = match.end()
+    if not stripped or position != len(stripped):
+        msg = f"{text!r} is not a duration: write a number with a unit, such as 90s, 10m or 1h30m"
+        raise ValueError(msg)
+    return timedelta(seconds=seconds)
+
+
+def format_size(size_bytes: int) -> str:
+    """``"15.2 GB"``: powers of 1000, as disks and the Hub count."""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} TB"
+
+
+def format_duration(duration: timedelta) -> str:
+    """``"1h 5m"``, ``"42s"``: two units at the most."""
+    seconds = round(duration.total_seconds())
+    parts = []
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, seconds = divmod(seconds, length)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2]) or "0s"

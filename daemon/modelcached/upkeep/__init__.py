@@ -1,0 +1,1 @@
+"""Loops beside requests: leases that end, leftovers, watermarks, configuration."""

@@ -1,0 +1,100 @@
+"""What happens without being asked for: each loop is a plain coroutine that survives its own errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from modelcached.cache import Cache, Core
+from modelcached.cache.admission import drop_leftovers
+from modelcached.cache.eviction import condemn, plan
+from modelcached.ledger.leases import LeaseKind, PodWitness
+from modelcached.units import format_size
+from modelcached.upkeep.pods import PodsDirectory
+
+log = structlog.get_logger()
+
+LEASE_SECONDS = 2.0
+"""A pod's lease ends after two looks without its directory: within 10 s of its going."""
+LEFTOVER_SECONDS = 60.0
+WATERMARK_SECONDS = 5.0
+
+
+async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """For ever; an error is logged and the next turn tries again."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception:
+            log.exception("upkeep failed, will try again", loop=name)
+
+
+class LeaseKeeper:
+    """Ends leases whose time is up or whose pod is proven gone."""
+
+    def __init__(self, cache: Cache, pods: PodsDirectory) -> None:
+        self._cache = cache
+        self._pods = pods
+        self._witness = PodWitness()
+        self.witness_healthy = True
+
+    async def look(self) -> None:
+        """Once."""
+        use = self._cache.core.use
+        ended = {lease.id: "its time is up" for lease in use.expired()}
+        pods = {lease.pod_uid for lease in use.leases.values() if lease.kind is LeaseKind.POD}
+        if pods:
+            seen = await self._cache.core.pools.on_disk(self._pods.look, frozenset(pods))
+            if seen.healthy != self.witness_healthy:
+                log.warning("pods directory", healthy=seen.healthy, directory=str(self._pods.path))
+                self.witness_healthy = seen.healthy
+            gone = self._witness.look(seen, pods)
+            ended |= {lease.id: "its pod has gone" for lease in use.leases.values() if lease.pod_uid in gone}
+            topic = "pods directory"
+            if seen.healthy:
+                self._cache.core.degraded.pop(topic, None)
+            else:
+                self._cache.core.degraded[topic] = (
+                    f"{self._pods.path} shows no pod that is known to be there: pod leases do not end"
+                )
+        for lease_id, why in ended.items():
+            lease = use.leases.get(lease_id)
+            if lease is not None:
+                log.info("lease ended", lease=lease_id, kind=lease.kind.value, holder=lease.holder, why=why)
+        await self._cache.release_leases(list(ended))
+
+
+async def sweep_leftovers(core: Core) -> None:
+    """Removes unfinished data that nobody has asked for within ``partial_ttl``."""
+    async with core.admission:
+        await drop_leftovers(core, None, expired_only=True)
+
+
+async def keep_watermarks(core: Core) -> None:
+    """Evicts in the background, so that a waiting pod rarely waits for deletion, and when others fill the disk."""
+    limits, section = core.space.limits, core.config.cache
+    free = await core.free_bytes()
+    over = core.space.used_bytes + core.space.reserved_bytes - int(limits.budget_bytes * section.high_watermark)
+    wanted = 0
+    if over > 0:
+        wanted = over + int(limits.budget_bytes * (section.high_watermark - section.low_watermark))
+    short = limits.min_free_bytes - free
+    topic = "min_free"
+    if short > 0:
+        core.degraded[topic] = (
+            f"the filesystem has {format_size(free)} free, cache.min_free is {format_size(limits.min_free_bytes)}: "
+            "nothing new is admitted"
+        )
+    else:
+        core.degraded.pop(topic, None)
+    wanted = max(wanted, short)
+    if wanted <= 0 or core.admission.locked():
+        return
+    async with core.admission:
+        victims, freed = plan(core, wanted)
+        if victims:
+            log.info("evicting in the background", wanted_bytes=wanted, frees_bytes=freed, models=len(victims))
+            await asyncio.gather(*condemn(core, [victim.id for victim in victims], "watermark"))

@@ -1,0 +1,40 @@
+"""Fixtures: a test Hub, and a node whose daemon ends with the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hub import Hub
+from tests.node import Node
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A test Hub of its own for each test."""
+    with Hub() as running:
+        yield running
+
+
+@pytest.fixture
+def make_node(tmp_path: Path, hub: Hub) -> Iterator[Callable[..., Node]]:
+    """Makes nodes (not started) that ask the test Hub: ``make_node(cache={"budget": "1GB"})``."""
+    nodes: list[Node] = []
+
+    def make(**settings: Any) -> Node:
+        node = Node(tmp_path / f"node{len(nodes)}", hub.endpoint, settings)
+        nodes.append(node)
+        return node
+
+    yield make
+    for node in nodes:
+        node.stop()
+
+
+@pytest.fixture
+def node(make_node: Callable[..., Node]) -> Node:
+    """A node with a daemon that serves."""
+    return make_node().start()

@@ -1,0 +1,62 @@
+"""The main job, from end to end, through the real programs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.hub import Hub
+from tests.hub.models import sharded_llama, tiny_llama
+from tests.node import Node
+
+
+def test_a_cold_model_is_downloaded_once_and_then_a_hit(hub: Hub, node: Node) -> None:
+    repo = hub.create_repo("org/tiny")
+    sha = repo.commit(tiny_llama())
+    (first,) = node.ensure("org/tiny")
+    (second,) = node.ensure("org/tiny")
+    assert (first["outcome"], second["outcome"]) == ("downloaded", "hit")
+    assert first["commit"] == second["commit"] == sha
+    assert Path(first["path"]).is_dir()
+    assert first["bytes_fetched"] == first["bytes_total"]
+    assert second["bytes_fetched"] == 0
+    assert hub.body_bytes("org/tiny", "model.safetensors") == repo.files(sha)["model.safetensors"].size
+    node.assert_disk_truth()
+
+
+def test_the_real_client_reads_it_offline(hub: Hub, node: Node) -> None:
+    hub.create_repo("org/sharded").commit(sharded_llama())
+    (ready,) = node.ensure("org/sharded", "--profile", "full")
+    script = (
+        "from huggingface_hub import snapshot_download, hf_hub_download, scan_cache_dir\n"
+        "print(snapshot_download('org/sharded'))\n"
+        "print(hf_hub_download('org/sharded', 'config.json'))\n"
+        "print(len(scan_cache_dir().warnings))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "HF_HUB_CACHE": str(node.hub_dir), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path, config, warnings = done.stdout.split()
+    assert path == ready["path"]
+    assert config == f"{path}/config.json"
+    assert warnings == "0"
+
+
+def test_eviction_frees_what_du_loses(hub: Hub, node: Node) -> None:
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    node.ensure("org/tiny")
+    before = node.du()
+    refused = node.run("cachectl", "evict", "org/tiny", "--yes")
+    assert refused.returncode == 75
+    assert "lease" in refused.stderr
+    node.release_all()
+    node.ctl("evict", "org/tiny", "--yes")
+    assert node.visible("org/tiny") == []
+    assert before - node.du() > 1_000_000
+    node.assert_disk_truth()

@@ -1,0 +1,357 @@
+"""cachectl against a fake daemon: what it asks, what it prints, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from modelcache.reasons import TABLE, Reason
+from modelcache.v1 import admin_pb2, common_pb2
+
+from tests.unit.client.fake_daemon import COMMIT, LEASE, progress, refuse, snapshot_path, until_over
+
+STATUS_KEYS = {
+    "budget_bytes",
+    "used_bytes",
+    "reserved_bytes",
+    "partial_bytes",
+    "trash_bytes",
+    "quarantine_bytes",
+    "filesystem_free_bytes",
+    "models",
+    "transfers",
+    "min_free_bytes",
+    "filesystem_total_bytes",
+    "pinned_bytes",
+    "leased_bytes",
+    "leases",
+    "hub_dir",
+    "version",
+    "degraded",
+}
+LS_KEYS = {
+    "repo_id",
+    "commit",
+    "revisions",
+    "profiles",
+    "size_bytes",
+    "unique_bytes",
+    "last_used",
+    "pinned",
+    "leases",
+    "state",
+}
+VERBS = {
+    "status": [],
+    "ls": [],
+    "pull": ["org/name"],
+    "evict": ["org/name", "--yes"],
+    "pin": ["org/name"],
+    "unpin": ["org/name"],
+    "cancel": ["org/name"],
+    "leases": [],
+    "release": [LEASE],
+}
+
+
+@pytest.fixture
+def full_daemon(daemon):
+    """One with something to say to every verb."""
+    used = common_pb2.Model(
+        repo_id="meta-llama/Llama-3.1-70B-Instruct",
+        commit=COMMIT,
+        revisions=["main", "v1"],
+        profiles=["vllm"],
+        size_bytes=140_000_000_000,
+        unique_bytes=1_000,
+        pinned=True,
+        lease_ids=["lease-1", "lease-2"],
+        state=common_pb2.MODEL_STATE_READY,
+    )
+    used.last_used.FromDatetime(datetime(2026, 1, 2, tzinfo=UTC))
+    daemon.cached = [
+        used,
+        common_pb2.Model(repo_id="gpt2", commit="b" * 40, state=common_pb2.MODEL_STATE_UNVERIFIED),
+        common_pb2.Model(repo_id="x" * 90 + "/" + "y" * 90, commit="c" * 40, state=common_pb2.MODEL_STATE_CONDEMNED),
+    ]
+    daemon.status = admin_pb2.CacheStatus(
+        budget_bytes=500_000_000_000,
+        used_bytes=250_000_000_000,
+        reserved_bytes=50_000_000_000,
+        models=3,
+        leases=2,
+        hub_dir="/var/lib/llm-models/hub",
+        version="0.1.0",
+        degraded=["the hub is down"],
+        transfers=[
+            admin_pb2.Transfer(
+                repo_id="org/name",
+                commit=COMMIT,
+                bytes_total=100,
+                bytes_done=42,
+                bytes_per_second=7_000_000,
+                eta=Duration(seconds=90),
+                waiters=8,
+            )
+        ],
+    )
+    daemon.leases = [
+        common_pb2.Lease(
+            id=f"lease-{number}",
+            kind=kind,
+            holder="pod x",
+            models=[common_pb2.LeasedModel(repo_id="org/name", commit=COMMIT, revision="main")],
+        )
+        for number, kind in enumerate((1, 2, 3, 4))
+    ]
+    daemon.leases[2].expires_at.FromDatetime(datetime(2126, 1, 2, tzinfo=UTC))
+    daemon.evictable = admin_pb2.EvictModelsResponse(
+        models=[admin_pb2.EvictedModel(repo_id="org/name", commit=COMMIT, bytes_freed=5_000)], bytes_freed=5_000
+    )
+    return daemon
+
+
+@pytest.mark.parametrize("arguments", [("--json", "status"), ("status", "--json")])
+def test_status_json_has_exactly_the_keys_of_the_contract(full_daemon, cachectl, arguments):
+    status, out, err = cachectl(*arguments)
+    told = json.loads(out)
+    assert (status, err) == (0, "")
+    assert set(told) == STATUS_KEYS
+    assert (told["budget_bytes"], told["used_bytes"], told["models"]) == (500_000_000_000, 250_000_000_000, 3)
+    assert told["transfers"] == [
+        {
+            "repo_id": "org/name",
+            "commit": COMMIT,
+            "bytes_total": 100,
+            "bytes_done": 42,
+            "bytes_per_second": 7_000_000,
+            "eta_seconds": 90.0,
+            "waiters": 8,
+            "background": False,
+        }
+    ]
+
+
+def test_status_is_a_few_lines(full_daemon, cachectl):
+    status, out, _ = cachectl("status")
+    assert status == 0
+    assert "250.0 GB of 500.0 GB used (50 %)" in out
+    assert "degraded  the hub is down" in out
+    assert "42 B of 100 B (42 %), 7.0 MB/s, 1m 30s left, 8 waiting" in out
+    assert "\x1b" not in out
+    assert "[#" not in out
+
+
+def test_ls_json_has_exactly_the_keys_of_the_contract_for_every_page(full_daemon, cachectl):
+    status, out, _ = cachectl("ls", "--json")
+    rows = json.loads(out)
+    assert status == 0
+    assert [set(row) for row in rows] == [LS_KEYS] * 3
+    assert [row["state"] for row in rows] == ["ready", "unverified", "condemned"]
+    assert [row["last_used"] for row in rows] == ["2026-01-02T00:00:00Z", None, None]
+    assert rows[0]["leases"] == ["lease-1", "lease-2"]
+
+
+def test_ls_fits_80_columns_and_cuts_nothing(full_daemon, cachectl):
+    status, out, _ = cachectl("ls")
+    assert status == 0
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert out.count("y") == 90
+    assert "140.0 GB" in out
+    assert "\x1b" not in out
+
+
+def test_an_empty_list_is_no_prose_on_stdout(daemon, cachectl):
+    assert cachectl("ls")[:2] == (0, "")
+    assert json.loads(cachectl("ls", "--json")[1]) == []
+    assert json.loads(cachectl("leases", "--json")[1]) == []
+
+
+def test_leases_lists_every_page(full_daemon, cachectl):
+    rows = json.loads(cachectl("leases", "--json")[1])
+    assert [row["kind"] for row in rows] == ["pod", "stream", "ttl", "recovered"]
+    assert [row["expires_at"] for row in rows] == [None, None, "2126-01-02T00:00:00Z", None]
+    status, out, _ = cachectl("leases")
+    assert status == 0
+    assert "with its pod" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_pull_shows_progress_prints_the_path_and_gives_its_lease_back(daemon, cachectl):
+    def on_ensure(request, _context):
+        yield progress(done=1, total=2)
+        yield daemon.ready(request)
+
+    daemon.on_ensure = on_ensure
+    status, out, err = cachectl("pull", "org/one@v1", "org/two", "--profile", "full")
+    assert status == 0
+    assert out.splitlines() == [str(daemon.hub / snapshot_path(name)) for name in ("org/one", "org/two")]
+    assert "org/one@v1: downloading" in err
+    request = daemon.ensured.get_nowait()
+    assert (request.model.revision, request.model.profile.name) == ("v1", "full")
+    assert 0 < request.lease.ttl.seconds <= 300
+    assert [daemon.released.get_nowait() for _ in range(2)] == [LEASE, LEASE]
+
+
+def test_an_interrupted_pull_is_130_and_says_that_the_transfer_goes_on(daemon, programs):
+    def on_ensure(_request, context):
+        yield progress(done=1, total=2)
+        until_over(context)
+
+    daemon.on_ensure = on_ensure
+    running = programs.start("modelcache.cachectl.main", "pull", "org/name")
+    running.wait_for("downloading")
+    running.process.send_signal(signal.SIGINT)
+    status, out, err = running.end()
+    assert (status, out) == (130, "")
+    assert "goes on" in err
+    assert "Traceback" not in err
+
+
+def test_pull_json_is_one_list_even_when_a_later_one_fails(daemon, cachectl):
+    def on_ensure(request, context):
+        if request.model.repo_id == "org/two":
+            refuse(context, Reason.GATED_REPO)
+        yield daemon.ready(request)
+
+    daemon.on_ensure = on_ensure
+    status, out, err = cachectl("pull", "org/one", "org/two", "--json")
+    assert status == 77
+    assert [row["repo_id"] for row in json.loads(out)] == ["org/one"]
+    assert json.loads(err)["error"]["reason"] == "GATED_REPO"
+
+
+def test_evict_shows_its_plan_and_refuses_without_a_terminal_or_yes(full_daemon, cachectl):
+    status, out, err = cachectl("evict", "org/name@v1")
+    assert (status, out) == (64, "")
+    assert "5.0 kB" in err
+    assert "--yes" in err
+    assert [request.dry_run for request in full_daemon.asked] == [True]
+
+
+def test_a_dry_run_removes_nothing(full_daemon, cachectl):
+    status, out, _ = cachectl("evict", "org/name", "--dry-run")
+    assert status == 0
+    assert "5.0 kB" in out
+    told = json.loads(cachectl("evict", "org/name", "--dry-run", "--json")[1])
+    assert told == {
+        "dry_run": True,
+        "models": [{"repo_id": "org/name", "commit": COMMIT, "bytes_freed": 5000}],
+        "bytes_freed": 5000,
+    }
+    assert [request.dry_run for request in full_daemon.asked] == [True, True]
+
+
+def test_evict_with_yes_says_what_was_freed(full_daemon, cachectl):
+    status, out, err = cachectl("evict", "org/name", "--yes")
+    assert (status, out) == (0, f"org/name@{COMMIT}\n")
+    assert "freed 5.0 kB" in err
+    assert [request.dry_run for request in full_daemon.asked] == [True, False]
+    assert json.loads(cachectl("evict", "org/name", "--yes", "--json")[1])["dry_run"] is False
+
+
+@pytest.mark.parametrize(("answer", "status", "dry_runs"), [(b"y\n", 0, [True, False]), (b"n\n", 1, [True])])
+def test_evict_asks_on_a_terminal(full_daemon, programs, answer, status, dry_runs):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modelcache.cachectl.main", "evict", "org/name"],
+        env=programs.environ | {"TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    programs.started.append(process)
+    seen = b""
+    while b"free 5.0 kB?" not in seen:
+        seen += os.read(ours, 4096)
+    os.write(ours, answer)
+    assert process.wait(30) == status
+    os.close(ours)
+    os.close(theirs)
+    assert [request.dry_run for request in full_daemon.asked] == dry_runs
+
+
+def test_pin_unpin_cancel_and_release_ask_for_what_they_are_told(full_daemon, cachectl):
+    assert cachectl("pin", "org/name@v1")[0] == 0
+    assert cachectl("unpin", "org/name")[0] == 0
+    assert cachectl("cancel", f"org/name@{COMMIT}")[0] == 0
+    status, out, _ = cachectl("release", "lease-1", "lease-2")
+    assert (status, out) == (0, "lease-1\nlease-2\n")
+    assert cachectl("release", "--recovered", "--json")[:2] == (0, '{\n  "lease_ids": [\n    "lease-7"\n  ]\n}\n')
+    assert cachectl("release", "--model", "org/name")[0] == 0
+    pin, unpin, cancel, by_id, recovered, by_model = full_daemon.asked
+    assert (pin.model.repo_id, pin.model.revision) == ("org/name", "v1")
+    assert (unpin.model.repo_id, unpin.model.revision) == ("org/name", "")
+    assert (cancel.repo_id, cancel.commit) == ("org/name", COMMIT)
+    assert list(by_id.lease_ids) == ["lease-1", "lease-2"]
+    assert (recovered.recovered, by_model.repo_id) == (True, "org/name")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_json_on_stdout_and_an_example(full_daemon, cachectl, verb):
+    status, out, _ = cachectl(verb, *VERBS[verb], "--json")
+    assert status == 0
+    json.loads(out)
+    assert f"Example: cachectl {verb}" in cachectl(verb, "--help")[1]
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_is_one_line_and_its_exit_status(daemon, cachectl, reason):
+    daemon.on_any = lambda context: refuse(context, reason)
+    status, out, err = cachectl("pin", "org/name")
+    assert (status, out) == (TABLE[reason].exit_status, "")
+    assert err == f"cachectl: the message of the daemon; {TABLE[reason].mend}\n"
+
+
+def test_json_errors_are_an_object_on_stderr(daemon, cachectl):
+    daemon.on_any = lambda context: refuse(context, Reason.IN_USE)
+    status, out, err = cachectl("evict", "org/name", "--yes", "--json")
+    assert (status, out) == (75, "")
+    assert json.loads(err) == {
+        "error": {
+            "reason": "IN_USE",
+            "message": f"the message of the daemon; {TABLE[Reason.IN_USE].mend}",
+            "exit_status": 75,
+        }
+    }
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_daemon_that_is_down_is_one_clear_line(idle_daemon, cachectl, verb):
+    status, out, err = cachectl(verb, *VERBS[verb])
+    assert (status, out) == (69, "")
+    assert err.count("\n") == 1
+    assert err.startswith(f"cachectl: no daemon answers at {idle_daemon.address}: no socket there yet")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["evict"],
+        ["pull", "org/name@"],
+        ["pull", "org/name", "--profile", "full", "--include", "*"],
+        ["release"],
+        ["status", "--bogus"],
+        ["status", "--address", "nowhere"],
+    ],
+)
+def test_usage_errors_are_64(cachectl, arguments):
+    status, out, err = cachectl(*arguments)
+    assert (status, out) == (64, "")
+    assert err
+
+
+def test_names_from_upstream_cannot_move_the_cursor_or_change_colours(daemon, cachectl):
+    daemon.cached = [common_pb2.Model(repo_id="\x1b[2Jorg/[red]name", commit=COMMIT, state=1)]
+    _, out, _ = cachectl("ls")
+    assert "\x1b" not in out
+    assert "[red]" in out
