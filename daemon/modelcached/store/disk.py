@@ -50,7 +50,12 @@ class Disk:
         if os.path.isdir(path) and not os.path.islink(path):
             return
         self._before("mkdir", path)
-        os.mkdir(path, mode)
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            if not os.path.isdir(path) or os.path.islink(path):
+                raise
+            return  # another thread was faster
         os.chmod(path, mode)
 
     def create(self, path: str, mode: int = 0o600) -> int:
