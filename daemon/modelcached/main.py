@@ -78,7 +78,7 @@ class Daemon:
         systemd.notify("STATUS=recovering the cache")
         prepare(self.disk, self.layout)
         self.lock.acquire()
-        connection, lost = _open_state(self.layout)
+        connection, lost = _open_state(self.disk, self.layout)
         contents = state.contents(connection)
         self.database = state.Database(connection)
 
@@ -158,7 +158,8 @@ class Daemon:
 
         async def account() -> None:
             await self.core.measure("partial")
-            reservation.spend(flight.size_bytes)
+            reservation.spend(flight.reserved_bytes)
+            flight.reserved_bytes = 0
 
         task = asyncio.create_task(account())
         self.background.add(task)
@@ -170,7 +171,7 @@ class Daemon:
         self.core.index.repo(flight.repo_id).blobs[flight.digest] = blob
         self.core.space.add(repo_folder(flight.repo_id), blob.stamp.inode, blob.allocated_bytes)
         if flight.reservation is not None and flight.small_sink is not None:
-            flight.reservation.spend(blob.allocated_bytes)
+            flight.reservation.spend(flight.reserved_bytes)
         self.metrics.observe(BytesFetched(flight.origin.label, flight.fetched_bytes))
 
     def apply(self, config: Config) -> None:
@@ -202,7 +203,7 @@ class Daemon:
         log.info("stopped")
 
 
-def _open_state(layout: Layout) -> tuple[sqlite3.Connection, bool]:
+def _open_state(disk: Disk, layout: Layout) -> tuple[sqlite3.Connection, bool]:
     """state.db, and whether it had to be made anew. Garbage is kept in quarantine for whoever wants to look."""
     fresh = not os.path.exists(layout.state_db)
     try:
@@ -213,7 +214,7 @@ def _open_state(layout: Layout) -> tuple[sqlite3.Connection, bool]:
         log.error("state.db is damaged, starting a new one", path=layout.state_db, why=str(error))  # noqa: TRY400
         for suffix in ("", "-wal", "-shm", "-journal"):
             with contextlib.suppress(FileNotFoundError):
-                os.replace(layout.state_db + suffix, f"{layout.quarantine}/state.db{suffix}")
+                disk.rename(layout.state_db + suffix, f"{layout.quarantine}/state.db{suffix}")
         return state.connect(layout.state_db), True
 
 

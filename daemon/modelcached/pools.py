@@ -14,6 +14,7 @@ T = TypeVar("T")
 HUB_THREADS = 8
 DISK_THREADS = 4
 HASH_THREADS = 2
+FLUSH_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Pools:
     hub: ThreadPoolExecutor
     disk: ThreadPoolExecutor
     hash: ThreadPoolExecutor
+    flush: ThreadPoolExecutor
+    """fsync of large files takes seconds: a hit's stat must not wait behind it."""
     movers: ThreadPoolExecutor
     """One thread a connection to upstream."""
 
@@ -33,6 +36,7 @@ class Pools:
             ThreadPoolExecutor(HUB_THREADS, "hub"),
             ThreadPoolExecutor(DISK_THREADS, "disk"),
             ThreadPoolExecutor(HASH_THREADS, "hash"),
+            ThreadPoolExecutor(FLUSH_THREADS, "flush"),
             ThreadPoolExecutor(connections, "mover"),
         )
 
@@ -48,6 +52,10 @@ class Pools:
         """Runs the function in a hash thread."""
         return await asyncio.get_running_loop().run_in_executor(self.hash, lambda: function(*args, **kwargs))
 
+    async def on_flush(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs the function in a flush thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.flush, lambda: function(*args, **kwargs))
+
     async def on_mover(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a mover thread."""
         return await asyncio.get_running_loop().run_in_executor(self.movers, lambda: function(*args, **kwargs))
@@ -56,5 +64,5 @@ class Pools:
         """Waits for disk and hash work, lets go of what waits on the network."""
         for pool in (self.hub, self.movers):
             pool.shutdown(wait=False, cancel_futures=True)
-        for pool in (self.disk, self.hash):
+        for pool in (self.disk, self.hash, self.flush):
             pool.shutdown(wait=True, cancel_futures=True)

@@ -11,7 +11,7 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +23,7 @@ from modelcached.cache.requests import Phase, Progress
 from modelcached.errors import CacheError, Reason
 from modelcached.events import BlobCondemned
 from modelcached.ledger.space import Reservation
-from modelcached.model import Digest, FileEntry, Revision, Selection, SnapshotId, as_commit, repo_folder
+from modelcached.model import Digest, FileEntry, RepoId, Revision, Selection, SnapshotId, as_commit, repo_folder
 from modelcached.sources.http import HttpSource, RemoteFile
 from modelcached.sources.origin import HubOrigin, LocalOrigin, Origin
 from modelcached.store.disk import storage_error
@@ -37,6 +37,8 @@ from modelcached.transfer.hashing import hash_file
 log = structlog.get_logger()
 
 _RATE_WINDOW_SECONDS = 5.0
+ADOPTED = "adopted"
+"""The selection of what was found right in a snapshot that this daemon did not write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,8 @@ class Assembly:
     started_at: float = field(default_factory=time.monotonic)
     task: asyncio.Task[None] | None = None
     _points: dict[SnapshotId, set[Revision]] = field(default_factory=dict)
+    _resumable: dict[Digest, int] = field(default_factory=dict)
+    _adopted: dict[SnapshotId, Selection] = field(default_factory=dict)
     _samples: list[tuple[float, int]] = field(default_factory=list)
 
     @property
@@ -183,6 +187,7 @@ class Assembly:
                     await self.core.settled(want.snapshot.repo_id)
                     await self._verify_found(want)
                     await self._link(want)
+                self._resumable = await self.core.pools.on_disk(self.core.partials.allocated_bytes, digests)
                 whole = sum(selection_bytes(list(want.entries.values())) for want in self.wants)
                 reservation = await admit(self.core, whole, self._need, self.holder)
                 self._take_off(reservation)
@@ -204,10 +209,25 @@ class Assembly:
                 await self.core.measure_after(*(want.snapshot.repo_id for want in self.wants))
 
     async def _verify_found(self, want: Want) -> None:
-        """Believes no blob that was not hashed, or that no longer looks as it did when it was."""
-        repo_id = want.snapshot.repo_id
+        """Believes no blob that was not hashed, or that no longer looks as it did when it was.
+
+        A snapshot that somebody else wrote may hold more than is asked for now: what of it proves
+        right is kept, as a selection of its own.
+        """
+        snapshot, files = self.core.index.snapshot(want.snapshot), want.record.manifest.files
+        await self._verify(want.snapshot.repo_id, {e.digest: e.size_bytes for e in want.entries.values()})
+        if snapshot is None or snapshot.record is not None:
+            return
+        more = {p: files[p] for p, digest in snapshot.links.items() if p in files and files[p].digest == digest}
+        await self._verify(want.snapshot.repo_id, {e.digest: e.size_bytes for e in more.values()})
+        blobs = self.core.index.repo(want.snapshot.repo_id).blobs
+        right = [path for path, e in more.items() if (blob := blobs.get(e.digest)) is not None and blob.verified]
+        if not set(right) <= want.selection.paths:
+            self._adopted[want.snapshot] = Selection(ADOPTED, "any", frozenset(right))
+
+    async def _verify(self, repo_id: RepoId, sizes: Mapping[Digest, int]) -> None:
         repo = self.core.index.repo(repo_id)
-        for digest, size in {entry.digest: entry.size_bytes for entry in want.entries.values()}.items():
+        for digest, size in sizes.items():
             path = self.core.layout.blob(repo_id, digest)
             blob = repo.blobs.get(digest)
             status = await self.core.pools.on_disk(_regular, path)
@@ -275,7 +295,12 @@ class Assembly:
             if self.publishes and not whole:
                 paths += len(want.record.paths | want.selection.paths)
                 folders += len({path.rpartition("/")[0] for path in want.selection.paths})
-        return sum(map(blob_bytes, fetch.values())) + (overhead_bytes(paths, folders) if paths or fetch else 0)
+        blobs = sum(self._to_reserve(digest, size) for digest, size in fetch.items())
+        return blobs + (overhead_bytes(paths, folders) if paths or fetch else 0)
+
+    def _to_reserve(self, digest: Digest, size_bytes: int) -> int:
+        """What a blob needs beyond the blocks that an earlier try left it."""
+        return max(0, blob_bytes(size_bytes) - self._resumable.get(digest, 0))
 
     def _take_off(self, reservation: Reservation) -> None:
         """Joins or starts a flight for each missing blob; small files first. One step of the event loop."""
@@ -292,6 +317,7 @@ class Assembly:
                         origins.insert(0, LocalOrigin(foreign.path))
                     flight = self.flights.start(digest, entry.size_bytes, want.snapshot.repo_id, origins)
                     flight.reservation = reservation
+                    flight.reserved_bytes = self._to_reserve(digest, entry.size_bytes)
                     tally.started += 1
                 else:
                     tally.joined += 1
@@ -336,6 +362,8 @@ class Assembly:
                 )
             }
             selections[want.selection.profile] = want.selection
+            if (adopted := self._adopted.get(snapshot_id)) is not None:
+                selections[ADOPTED] = adopted
             record = replace(record, selections=selections, readers=want.record.readers)
             links = {path: files[path].digest for path in record.paths}
             stamps = {digest: blobs[digest].stamp for digest in links.values()}

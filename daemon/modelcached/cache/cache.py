@@ -356,13 +356,12 @@ class Cache:
 
     def describe(self, snapshots: Sequence[Snapshot]) -> list[CachedModel]:
         """As they are listed."""
-        core, refs = self.core, self.core.refs()
+        core, refs, books = self.core, self.core.refs(), eviction.shares(self.core)
         listed = []
         for snapshot in snapshots:
             repo = core.index.repo(snapshot.id.repo_id)
             blobs = [repo.blobs[digest] for digest in snapshot.digests if digest in repo.blobs]
             usage = core.use.usage.get(snapshot.id)
-            freed = eviction.plan_of(core, [snapshot.id])
             listed.append(
                 CachedModel(
                     snapshot.id,
@@ -370,7 +369,7 @@ class Cache:
                     tuple(core.index.revisions(snapshot.id)),
                     tuple(sorted(snapshot.record.selections)) if snapshot.record else (),
                     sum({blob.stamp.inode: blob.allocated_bytes for blob in blobs}.values()),
-                    sum(victim.freed_bytes for victim in freed),
+                    books.alone(eviction.candidate(snapshot)),
                     usage.used_at if usage else None,
                     bool(core.use.pins_on(snapshot.id, refs)),
                     tuple(lease.id for lease in core.use.leases_on(snapshot.id, refs)),

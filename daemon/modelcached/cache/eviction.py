@@ -35,7 +35,12 @@ def protections(core: Core, snapshot: Snapshot) -> list[Protection]:
 
 def evictable(core: Core) -> list[SnapshotId]:
     """What may go now, least recently used first."""
-    free = [s.id for s in core.index.snapshots() if s.state is not SnapshotState.CONDEMNED and not protections(core, s)]
+    refs = core.refs()
+    free = [
+        s.id
+        for s in core.index.snapshots()
+        if s.state is not SnapshotState.CONDEMNED and not core.use.protections(s.id, s.digests, refs)
+    ]
     return core.use.order(free)
 
 

@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.database import Contents, Database, Statement
 from modelcached.ledger.leases import Lease, LeasedModel, LeaseKind
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit
 
+T = TypeVar("T")
 Refs = Mapping[RepoId, dict[Revision, Commit]]
 
 
@@ -128,10 +130,8 @@ class UseLedger:
         try:
             yield
         finally:
-            self._held_snapshots.subtract(snapshots)
-            self._held_digests.subtract(digests)
-            self._held_snapshots += Counter()  # drops zeros
-            self._held_digests += Counter()
+            _drop(self._held_snapshots, snapshots)
+            _drop(self._held_digests, digests)
 
     def held(self, digest: Digest) -> bool:
         """A request is about to use the blob."""
@@ -278,6 +278,13 @@ class UseLedger:
         if self._held_snapshots[snapshot] or any(self._held_digests[digest] for digest in digests):
             found.append(Protection("held", "a request under way"))
         return found
+
+
+def _drop(counter: Counter[T], keys: Iterable[T]) -> None:
+    for key in keys:
+        counter[key] -= 1
+        if counter[key] <= 0:
+            del counter[key]
 
 
 def _put(lease: Lease) -> Statement:

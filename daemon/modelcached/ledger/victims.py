@@ -54,6 +54,19 @@ class Shares:
         self._inodes = inodes
         self._names_left = {inode.number: inode.link_count for inode in inodes.values()}
 
+    def alone(self, candidate: Candidate) -> int:
+        """What du would lose if only the candidate went."""
+        gone: Counter[int] = Counter()
+        freed = candidate.own_bytes
+        for name in candidate.names:
+            inode = self._inodes.get(name)
+            if inode is None or self._users[name] > 1:
+                continue
+            gone[inode.number] += 1
+            if gone[inode.number] == self._names_left[inode.number]:
+                freed += inode.allocated_bytes
+        return freed
+
     def remove(self, candidate: Candidate) -> Victim:
         """Takes the candidate away; what du loses by that."""
         freed = candidate.own_bytes

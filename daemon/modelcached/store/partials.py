@@ -14,8 +14,10 @@ module never hashes. Thread-safe where it says so.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterable
 
 from modelcached.model import Digest, RepoId
 from modelcached.store import journal
@@ -183,6 +185,18 @@ class PartialStore:
         """How much of an unfinished blob would not be fetched again; 0 where there is none."""
         reading = self._read(digest, journal.boot_id())
         return reading.trusted.total if reading else 0
+
+    def allocated_bytes(self, digests: Iterable[Digest]) -> dict[Digest, int]:
+        """Blocks that unfinished blobs have on disk already: they need not be promised again."""
+        found = {}
+        for digest in digests:
+            size = 0
+            for path in (self._layout.partial_data(digest), self._layout.partial_journal(digest)):
+                with contextlib.suppress(FileNotFoundError):
+                    size += os.lstat(path).st_blocks * 512
+            if size:
+                found[digest] = size
+        return found
 
     def listed(self) -> dict[Digest, float]:
         """Unfinished blobs on disk, and when each was last written to (seconds since the epoch)."""

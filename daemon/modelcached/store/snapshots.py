@@ -100,11 +100,6 @@ class SnapshotStore:
         self._disk.sync_directory(os.path.dirname(target))
         return trashed
 
-    def restore(self, snapshot: SnapshotId, trashed: str) -> None:
-        """Takes a withdrawn snapshot back."""
-        self._disk.rename(trashed, self._layout.snapshot(snapshot))
-        self._disk.sync_directory(os.path.dirname(self._layout.snapshot(snapshot)))
-
     def seal_blob(self, repo_id: RepoId, digest: Digest) -> os.stat_result:
         """Makes a blob that somebody else wrote read-only and durable, now that it was hashed; its stat."""
         path = self._layout.blob(repo_id, digest)

@@ -82,6 +82,8 @@ class Flight:
     failure: Exception | None = None
     reservation: Reservation | None = None
     """What its bytes were promised from; spent when they are on the disk."""
+    reserved_bytes: int = 0
+    """Its own part of that."""
 
     @property
     def origin(self) -> Origin:

@@ -90,8 +90,9 @@ class Flights:
     # What cache asks for
 
     def get(self, digest: Digest) -> Flight | None:
-        """The running flight of that blob."""
-        return self._flights.get(digest)
+        """The running flight of that blob; one that is ending can no longer be joined."""
+        flight = self._flights.get(digest)
+        return flight if flight is not None and flight.failure is None else None
 
     def all(self) -> list[Flight]:
         """All running flights, oldest first."""
@@ -104,8 +105,11 @@ class Flights:
         done: asyncio.Future[os.stat_result] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # somebody may have gone
         flight = Flight(digest, size_bytes, repo_id, list(origins), next(self._numbers), done)
+        before = self._flights.get(digest)  # ending, its progress kept: this one goes on from there
         self._flights[digest] = flight
-        flight.task = asyncio.create_task(self._fly(flight), name=f"flight {digest.hex[:12]}")
+        flight.task = asyncio.create_task(
+            self._fly(flight, before.task if before is not None else None), name=f"flight {digest.hex[:12]}"
+        )
         return flight
 
     def leave(self, flight: Flight) -> None:
@@ -133,17 +137,19 @@ class Flights:
 
     # The life of a flight
 
-    async def _fly(self, flight: Flight) -> None:
+    async def _fly(self, flight: Flight, before: asyncio.Task[None] | None) -> None:
         try:
+            if before is not None:
+                await asyncio.wait({before})
             status = await (self._small(flight) if flight.size_bytes <= SMALL_BYTES else self._large(flight))
             flight.stage = Stage.DONE
             self._published(flight, status)
-            del self._flights[flight.digest]
+            self._forget(flight)
             if not flight.done.done():
                 flight.done.set_result(status)
         except BaseException as error:
             failure = _explained(error)
-            self._flights.pop(flight.digest, None)
+            self._forget(flight)
             if not flight.done.done():
                 flight.done.set_exception(failure)
             if isinstance(error, asyncio.CancelledError):
@@ -151,6 +157,10 @@ class Flights:
         finally:
             for origin in flight.origins:
                 origin.forget()
+
+    def _forget(self, flight: Flight) -> None:
+        if self._flights.get(flight.digest) is flight:
+            del self._flights[flight.digest]
 
     async def _small(self, flight: Flight) -> os.stat_result:
         content = bytearray(flight.size_bytes)
@@ -169,7 +179,8 @@ class Flights:
         self._allocated(flight)
         await self._until_right(flight, once)
         flight.stage = Stage.PUBLISHING
-        return await self._pools.on_disk(self._partials.publish_small, flight.repo_id, flight.digest, bytes(content))
+        publish = self._partials.publish_small
+        return await self._pools.on_flush(publish, flight.repo_id, flight.digest, bytes(content))
 
     async def _large(self, flight: Flight) -> os.stat_result:
         partial = await self._pools.on_disk(self._partials.open, flight.digest, flight.size_bytes)
@@ -195,7 +206,7 @@ class Flights:
 
             await self._until_right(flight, once)
             flight.stage = Stage.PUBLISHING
-            return await self._pools.on_disk(partial.publish, flight.repo_id)
+            return await self._pools.on_flush(partial.publish, flight.repo_id)
         except CacheError as error:
             if error.reason is Reason.DIGEST_MISMATCH:
                 await self._pools.on_disk(partial.discard)
@@ -259,7 +270,7 @@ class Flights:
                     if checkpoint is not None:
                         checkpoint.result()
                     checkpointed, checkpointed_at = flight.ranges.total, time.monotonic()
-                    checkpoint = asyncio.create_task(self._pools.on_disk(partial.sync))
+                    checkpoint = asyncio.create_task(self._pools.on_flush(partial.sync))
                 await flight.moved.wait()
             if hasher.hexdigest() != flight.digest.hex:
                 raise ContentError(f"{flight.origin}: content differs from {flight.digest}")
