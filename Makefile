@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  ?=
 
-.PHONY: demo test lint proto bench clean check-python
+.PHONY: demo test system lint docs proto clean check-python
 
 ## demo: the main job, from a cold cache to a tidy eviction (MODEL=org/name asks the real Hub)
 demo: $(VENV)/ready
@@ -14,12 +14,20 @@ demo: $(VENV)/ready
 test: $(VENV)/ready lint
 	$(BIN)/pytest
 
+## system: tests that need Debian packages (prometheus), root, and mounts; .ci/run installs the packages
+system: $(VENV)/ready
+	$(BIN)/pytest tests/system
+
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	cd proto && ../$(BIN)/buf lint
+
+## docs: writes the tables in docs/ from the code's own
+docs: $(VENV)/ready
+	$(BIN)/python docs/generate.py
 
 ## proto: generates client/modelcache/v1 from proto/
 proto: $(VENV)/ready

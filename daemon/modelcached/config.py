@@ -113,6 +113,7 @@ class CacheSection(_Section):
     """Where the cache lies and how much it may hold."""
 
     dir: Path = Path("/var/lib/llm-models")
+    """One filesystem; workloads mount `hub` below it."""
     budget: SizeOrShare = Size(share=0.80)
     """Most that `du` may ever see under dir, reservations included; a size or a share of the filesystem."""
     min_free: SizeOrShare = Size(share=0.10)
@@ -162,10 +163,13 @@ class ServerSection(_Section):
     """The two sockets. Mount their directories into pods, never the sockets themselves."""
 
     cache_socket: Path = Path("/run/modelcached/cache/cache.sock")
+    """What workloads call: CacheService."""
     admin_socket: Path = Path("/run/modelcached/admin/admin.sock")
+    """What operators call: AdminService, and CacheService too."""
     cache_socket_mode: FileMode = 0o666
     """Any uid: the mount is the grant."""
     admin_socket_mode: FileMode = 0o600
+    """Whoever may open it may evict."""
     max_streams: int = Field(default=4096, ge=1)
     """Calls under way at once over both sockets; above, OVERLOADED."""
     drain_timeout: Duration = timedelta(seconds=10)
@@ -189,9 +193,13 @@ class LeasesSection(_Section):
     """How long use is believed."""
 
     ttl: Duration = timedelta(hours=24)
+    """How long a lease lasts that no pod and no stream proves; also the most that a client may ask for."""
     kubelet_pods_dir: Path | None = Path("/var/lib/kubelet/pods")
+    """Where pods show themselves; read only. Where it is not there, no pod leases are granted."""
     max_pod_lease: Duration | None = None
+    """Ends a pod lease even while its pod is there; unset is never."""
     reconnect_grace: Duration = timedelta(seconds=60)
+    """How long a stream lease outlives its stream, and a restart of the daemon."""
 
 
 class TransferSection(_Section):
@@ -208,13 +216,14 @@ class TransferSection(_Section):
 
 
 class PolicySection(_Section):
-    """What this node may hold. Globs over ``org/name``, except deny_files (over file paths)."""
+    """What this node may hold. Globs over `org/name`, except deny_files (over file paths)."""
 
     allow: tuple[str, ...] = ()
     """Empty allows all."""
     deny: tuple[str, ...] = ()
+    """Wins over allow."""
     deny_files: tuple[str, ...] = ()
-    """A selection that holds such a file is refused, e.g. ``*.bin`` (pickle)."""
+    """A selection that holds such a file is refused, e.g. `*.bin` (pickle)."""
 
 
 class LogSection(_Section):
@@ -223,6 +232,7 @@ class LogSection(_Section):
     format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, else JSON."""
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is below it is not written."""
 
 
 class Config(BaseSettings):
