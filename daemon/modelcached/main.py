@@ -102,7 +102,7 @@ class Daemon:
             allocated=self._allocated,
             published=self._published,
         )
-        catalog = Catalog(
+        self.catalog = Catalog(
             apis=[
                 HubApi(endpoint, version=__version__, max_files=config.hub.max_files)
                 for endpoint in config.hub.endpoints
@@ -112,7 +112,9 @@ class Daemon:
             limits=CatalogLimits(config.hub.resolve_ttl, config.hub.timeout),
             observe=lambda call, outcome: self._observe(HubCalled(call, outcome)),
         )
-        self.cache = Cache(self.core, catalog, self.flights, self.source, endpoint=config.hub.endpoints[0].rstrip("/"))
+        self.cache = Cache(
+            self.core, self.catalog, self.flights, self.source, endpoint=config.hub.endpoints[0].rstrip("/")
+        )
         self.report = await recover(self.core, state_was_lost=lost)
         self.server = Server(self.cache, config.server, self.pods.seen)
         await self.server.start()
@@ -179,6 +181,7 @@ class Daemon:
         self.config = self.core.config = config
         logs.configure(config.log)
         self.flights.limiter.bytes_per_second = config.transfer.rate_limit
+        self.catalog.limits = CatalogLimits(config.hub.resolve_ttl, self.catalog.limits.timeout)
         self.core.use.set_grace(config.leases.reconnect_grace.total_seconds())
         status = os.statvfs(self.layout.cache_dir)
         self.core.apply_limits(status.f_blocks * status.f_frsize)
