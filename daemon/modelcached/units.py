@@ -21,19 +21,17 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])\s*")
 
 
 def parse_size(text: str) -> int:
-    """Bytes in ``"500GB"`` (powers of 1000), ``"465GiB"`` (powers of 1024) or ``"4096"``.
+    """Bytes in ``"500GB"`` (powers of 1000), ``"465GiB"`` (powers of 1024), ``"4096B"`` or ``"0"``.
 
     Raises ValueError that names the text.
     """
     match = _SIZE.fullmatch(text)
-    if match is None or match[2].lower() not in _SIZE_UNITS:
+    unitless = match is not None and not match[2] and float(match[1]) != 0  # "5" is more likely a slip than five bytes
+    if match is None or unitless or match[2].lower() not in _SIZE_UNITS:
         msg = f"{text!r} is not a size: write a number with a unit, such as 500GB or 465GiB"
         raise ValueError(msg)
-    return (
-        int(float(match[1]) * _SIZE_UNITS[match[2].lower()])
-        if "." in match[1]
-        else int(match[1]) * (_SIZE_UNITS[match[2].lower()])
-    )
+    unit = _SIZE_UNITS[match[2].lower()]
+    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit  # exact above 2**53
 
 
 def parse_duration(text: str) -> timedelta:

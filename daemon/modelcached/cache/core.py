@@ -26,9 +26,11 @@ from modelcached.store.owner import Ballast
 from modelcached.store.partials import PartialStore
 from modelcached.store.scan import free_bytes, measure
 from modelcached.store.snapshots import SnapshotStore
+from modelcached.units import format_size
 
 SET_ASIDE_BYTES = 4 << 20
 """state.db and its WAL may grow by this without asking."""
+LEAST_BUDGET_BYTES = 2 * SET_ASIDE_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -70,9 +72,13 @@ class Core:
     def apply_limits(self, filesystem_bytes: int) -> None:
         """Budget and free space as configured now."""
         section = self.config.cache
-        self.space.limits = Limits(
-            section.budget.of(filesystem_bytes), section.min_free.of(filesystem_bytes), SET_ASIDE_BYTES
-        )
+        budget = section.budget.of(filesystem_bytes)
+        if budget < LEAST_BUDGET_BYTES:
+            raise CacheError(
+                Reason.STORAGE_ERROR,
+                f"cache.budget is {format_size(budget)}; the daemon itself needs {format_size(LEAST_BUDGET_BYTES)}",
+            )
+        self.space.limits = Limits(budget, section.min_free.of(filesystem_bytes), SET_ASIDE_BYTES)
 
     async def free_bytes(self) -> int:
         """f_bavail now."""
