@@ -178,13 +178,13 @@ class Daemon:
 
     def apply(self, config: Config) -> None:
         """A reload: what can change while running does."""
+        status = os.statvfs(self.layout.cache_dir)
+        self.core.apply_limits(config.cache, status.f_blocks * status.f_frsize)  # refuses before anything has changed
         self.config = self.core.config = config
         logs.configure(config.log)
         self.flights.limiter.bytes_per_second = config.transfer.rate_limit
         self.catalog.limits = CatalogLimits(config.hub.resolve_ttl, self.catalog.limits.timeout)
         self.core.use.set_grace(config.leases.reconnect_grace.total_seconds())
-        status = os.statvfs(self.layout.cache_dir)
-        self.core.apply_limits(status.f_blocks * status.f_frsize)
 
     async def stop(self) -> None:
         """Drains: progress kept, streams told, nothing left behind."""

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from modelcached.config import Config
+from modelcached.config import CacheSection, Config
 from modelcached.errors import CacheError, Reason
 from modelcached.events import Observer
 from modelcached.ledger.clock import Clock
@@ -69,9 +69,8 @@ class Core:
 
     # Space
 
-    def apply_limits(self, filesystem_bytes: int) -> None:
-        """Budget and free space as configured now."""
-        section = self.config.cache
+    def apply_limits(self, section: CacheSection, filesystem_bytes: int) -> None:
+        """Budget and free space as configured. Raises CacheError, and changes nothing, where they cannot be."""
         budget = section.budget.of(filesystem_bytes)
         if budget < LEAST_BUDGET_BYTES:
             raise CacheError(

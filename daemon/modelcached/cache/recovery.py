@@ -106,7 +106,7 @@ async def recover(core: Core, *, state_was_lost: bool) -> Report:
 async def measure_all(core: Core) -> None:
     """Every area of the account, and the limits."""
     _, total = await core.pools.on_disk(free_bytes, core.layout.cache_dir)
-    core.apply_limits(total)
+    core.apply_limits(core.config.cache, total)
     await core.measure_hub()
     await core.measure(*core.areas())
 

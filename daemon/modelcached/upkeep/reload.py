@@ -15,6 +15,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from modelcached.config import Config, ConfigError, changed_keys
+from modelcached.errors import CacheError
 
 log = structlog.get_logger()
 
@@ -42,14 +43,19 @@ class Reloader(FileSystemEventHandler):
             self.last_error = str(error)
             log.error("new configuration refused, the old settings stay", why=str(error))  # noqa: TRY400
             return
-        self.last_error = None
         now, later = changed_keys(self._config, config)
         if not now and not later:
             return
         if later:
             log.warning("these settings take effect at the next start", settings=sorted(later))
+        try:
+            self._apply(config)
+        except CacheError as error:
+            self.last_error = error.text
+            log.error("new configuration refused, the old settings stay", why=error.text)  # noqa: TRY400
+            return
         self._config = config
-        self._apply(config)
+        self.last_error = None
         log.info("configuration reloaded", settings=sorted(now))
 
     def watch(self, file: Path) -> None:
