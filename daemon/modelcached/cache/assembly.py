@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import structlog
 
@@ -41,7 +42,7 @@ ADOPTED = "adopted"
 """The selection of what was found right in a snapshot that this daemon did not write."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what is derived is computed once, for it may be a hundred thousand files
 class Want:
     """One repository of a request, down to its files."""
 
@@ -55,17 +56,17 @@ class Want:
         """Which commit."""
         return self.record.snapshot
 
-    @property
+    @cached_property
     def entries(self) -> dict[str, FileEntry]:
         """The selected files."""
         return {path: self.record.manifest.files[path] for path in self.selection.paths}
 
-    @property
+    @cached_property
     def digests(self) -> set[Digest]:
         """Their blobs."""
         return {entry.digest for entry in self.entries.values()}
 
-    @property
+    @cached_property
     def bytes_total(self) -> int:
         """The selection's size."""
         return sum(entry.size_bytes for entry in self.entries.values())
@@ -146,14 +147,14 @@ class Assembly:
         self.waiters += 1
         if self.waiters == 1:
             for flight in self.joined.values():
-                flight.urgent += 1
+                self.flights.hurry(flight, 1)
         try:
             yield
         finally:
             self.waiters -= 1
             if self.waiters == 0:
                 for flight in self.joined.values():
-                    flight.urgent -= 1
+                    self.flights.hurry(flight, -1)
 
     def progress(self, waiters: int) -> Progress:
         """At this moment."""
@@ -324,7 +325,7 @@ class Assembly:
                 if digest not in self.joined:
                     self.joined[digest] = flight
                     flight.interest += 1
-                    flight.urgent += 1 if self.waiters else 0
+                    self.flights.hurry(flight, 1 if self.waiters else 0)
 
     async def _land(self) -> None:
         """Waits for all flights. The first failure ends the wait; what the others have is kept."""

@@ -67,11 +67,12 @@ class Snapshot:
     record: Record | None
     """Ours; None for a snapshot that somebody else wrote."""
     state: SnapshotState
+    digests: frozenset[Digest] = field(init=False)
+    """The blobs it needs; kept, for evicting asks every snapshot about every blob."""
 
-    @property
-    def digests(self) -> set[Digest]:
-        """The blobs it needs."""
-        return set(self.links.values())
+    def __post_init__(self) -> None:
+        """``links`` never changes: a snapshot that grows is another one."""
+        self.digests = frozenset(self.links.values())
 
 
 @dataclass(slots=True)

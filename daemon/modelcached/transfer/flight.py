@@ -22,6 +22,9 @@ PART_BYTES = 16 << 20
 STEP_BYTES = 2 << 20
 """A range counts as done in steps of this: at most that is lost a connection when the daemon is killed."""
 
+SMALL_BYTES = 1 << 20
+"""Up to this a file is fetched into memory: a journal would cost more than fetching it again."""
+
 
 class Stage(enum.IntEnum):
     """Where a flight is."""

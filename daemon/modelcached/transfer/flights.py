@@ -1,8 +1,6 @@
 """Single flight, parts and retries: every blob that is missing is fetched once, by all connections together.
 
-The scheduler gives the next free connection the part that is wanted most: a
-request that somebody waits for before background work, small files before large
-ones (so that an error in a config shows early), then in order of arrival.
+The next free connection takes the part that is wanted most; see queue.py.
 """
 
 from __future__ import annotations
@@ -26,14 +24,13 @@ from modelcached.sources.http import Abort, AbortedError
 from modelcached.sources.origin import Origin
 from modelcached.store.disk import storage_error
 from modelcached.store.partials import PartialStore
-from modelcached.transfer.flight import STEP_BYTES, Flight, Part, Stage
+from modelcached.transfer.flight import SMALL_BYTES, STEP_BYTES, Flight, Part, Stage
 from modelcached.transfer.hashing import hash_partial, matches, new_hasher
 from modelcached.transfer.pace import Cooldown, RateLimiter
+from modelcached.transfer.queue import WorkQueue
 
 log = structlog.get_logger()
 
-SMALL_BYTES = 1 << 20
-"""Up to this a file is fetched into memory: a journal would cost more than fetching it again."""
 _HASH_AHEAD_BYTES = 8 << 20
 _CHECKPOINT_BYTES = 256 << 20
 _CHECKPOINT_SECONDS = 10.0
@@ -83,6 +80,7 @@ class Flights:
         self._published = published
         self._flights: dict[Digest, Flight] = {}
         self._numbers = itertools.count()
+        self._queue = WorkQueue()
         self._work = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -111,6 +109,11 @@ class Flights:
             self._fly(flight, before.task if before is not None else None), name=f"flight {digest.hex[:12]}"
         )
         return flight
+
+    def hurry(self, flight: Flight, more: int) -> None:
+        """So many more requests that somebody waits for want it; fewer if negative."""
+        flight.urgent += more
+        self._queue.push(flight)
 
     def leave(self, flight: Flight) -> None:
         """One request less wants it; the last one ends it, its progress kept."""
@@ -249,7 +252,7 @@ class Flights:
         hashed = 0
         flight.plan()
         flight.stage = Stage.DOWNLOADING if flight.pending else Stage.VERIFYING
-        self._wake()
+        self._wake(flight)
         checkpoint: asyncio.Task[None] | None = None
         checkpointed, checkpointed_at = flight.ranges.total, time.monotonic()
         try:
@@ -290,29 +293,23 @@ class Flights:
         flight.pending.append(part)
         flight.small_sink = sink
         flight.stage = Stage.DOWNLOADING
-        self._wake()
+        self._wake(flight)
         while flight.pending or flight.active:
             flight.moved.clear()
             await flight.moved.wait()
         if flight.failure is not None:
             raise flight.failure
 
-    def _wake(self) -> None:
+    def _wake(self, flight: Flight) -> None:
+        self._queue.push(flight)
         self._work.set()
         while len(self._workers) < self._limits.connections:
             self._workers.append(asyncio.create_task(self._serve(), name=f"mover {len(self._workers)}"))
 
-    def _next(self) -> tuple[Flight, Part] | None:
-        waiting = [flight for flight in self._flights.values() if flight.pending]
-        if not waiting:
-            return None
-        flight = min(waiting, key=lambda f: (f.urgent == 0, f.size_bytes > SMALL_BYTES, f.number))
-        return flight, flight.pending.popleft()
-
     async def _serve(self) -> None:
         """One connection's worth of work, for ever."""
         while True:
-            found = self._next()
+            found = self._queue.pop()
             if found is None:
                 self._work.clear()
                 await self._work.wait()

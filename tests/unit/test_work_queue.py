@@ -1,0 +1,75 @@
+"""The next free connection takes what is wanted most."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+from modelcached.model import Algorithm, Digest, RepoId
+from modelcached.transfer.flight import SMALL_BYTES, Flight, Part
+from modelcached.transfer.queue import WorkQueue
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def flight(loop: asyncio.AbstractEventLoop, number: int, *, size: int = 1, urgent: int = 1, parts: int = 1) -> Flight:
+    done: asyncio.Future[os.stat_result] = loop.create_future()
+    made = Flight(Digest(Algorithm.SHA256, f"{number:064x}"), size, RepoId("org/model"), [], number, done, urgent)
+    made.pending.extend(Part.of(start, start + 1) for start in range(parts))
+    return made
+
+
+def order(queue: WorkQueue) -> list[int]:
+    taken = []
+    while (found := queue.pop()) is not None:
+        taken.append(found[0].number)
+    return taken
+
+
+def test_urgent_before_background_small_before_large_then_by_arrival(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue()
+    for made in (
+        flight(loop, 1, urgent=0),
+        flight(loop, 2, size=SMALL_BYTES + 1),
+        flight(loop, 3, size=SMALL_BYTES),
+        flight(loop, 4),
+    ):
+        queue.push(made)
+    assert order(queue) == [3, 4, 2, 1]
+
+
+def test_a_flight_keeps_its_place_until_all_its_parts_are_taken(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue()
+    queue.push(flight(loop, 2, parts=2))
+    queue.push(flight(loop, 1, parts=3))
+    assert order(queue) == [1, 1, 1, 2, 2]
+
+
+def test_a_change_of_urgency_moves_it_and_takes_no_part_twice(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue()
+    first, second = flight(loop, 1, parts=2), flight(loop, 2, parts=2, urgent=0)
+    queue.push(first)
+    queue.push(second)
+    first.urgent, second.urgent = 0, 1
+    queue.push(first)
+    queue.push(second)
+    assert order(queue) == [2, 2, 1, 1]
+
+
+def test_an_aborted_flight_is_passed_over_and_may_come_back(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue()
+    first, second = flight(loop, 1), flight(loop, 2)
+    queue.push(first)
+    queue.push(second)
+    first.abort()
+    assert order(queue) == [2]
+    first.pending.append(Part.of(0, 1))
+    queue.push(first)
+    assert order(queue) == [1]
