@@ -19,7 +19,7 @@ def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappi
     """A stranger's control characters must not reach a terminal, nor forge a line."""
     for key, value in event.items():
         if isinstance(value, str) and not value.isprintable() and key not in ("exception", "event"):
-            event[key] = "\n".join(shown(line, 10_000) for line in value.split("\n")) if "\n" in value else shown(value)
+            event[key] = shown(value, 10_000)
     return event
 
 
