@@ -68,7 +68,9 @@ async def admit(core: Core, whole_bytes: int, need: Callable[[], int], holder: s
                     continue
                 raise _refusal(core, wanted, free, freed, holder)
             if victims:
-                await asyncio.gather(*eviction.condemn(core, [victim.id for victim in victims], "space"))
+                # One that cannot be removed was logged and is condemned: the next look passes it over.
+                going = eviction.condemn(core, [victim.id for victim in victims], "space")
+                await asyncio.gather(*going, return_exceptions=True)
 
 
 def _check_ever_fits(core: Core, whole_bytes: int, holder: str) -> None:

@@ -90,7 +90,8 @@ async def is_whole(core: Core, want: Want) -> bool:
     if want.selection.profile not in snapshot.record.selections:
         return False
     repo = core.index.repo(want.snapshot.repo_id)
-    found = await core.pools.on_disk(snapshot_stamps, core.layout, want.snapshot, want.selection.paths)
+    links = {path: entry.digest for path, entry in want.entries.items()}
+    found = await core.pools.on_disk(snapshot_stamps, core.layout, want.snapshot, links)
     for path, entry in want.entries.items():
         blob, status = repo.blobs.get(entry.digest), found[path]
         if blob is None or not blob.verified or status is None or BlobStamp.of(status) != blob.stamp:
@@ -186,6 +187,7 @@ class Assembly:
                 for want in self.wants:
                     self.tallies[want.snapshot] = Tally()
                     await self.core.settled(want.snapshot.repo_id)
+                    await self.core.pools.on_disk(self.core.layout.check_repo, want.snapshot.repo_id)
                     await self._verify_found(want)
                     await self._link(want)
                 self._resumable = await self.core.pools.on_disk(self.core.partials.allocated_bytes, digests)
@@ -273,7 +275,8 @@ class Assembly:
                 continue  # not what was verified: fetched anew, the donor is healed when it is asked for
             try:
                 status = await self.core.pools.on_disk(self.core.snapshots.link_blob, digest, donor, target)
-            except OSError as error:  # too many links, or a filesystem without: a second copy is right, only larger
+            except (OSError, CacheError) as error:
+                # Too many links, a filesystem without, a donor whose directory is none: a second copy is only larger.
                 log.info("cannot link, fetching instead", digest=digest.hex, why=str(error))
                 continue
             blob = Blob.verified_now(status)

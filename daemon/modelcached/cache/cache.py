@@ -153,7 +153,8 @@ class Cache:
         """Repository and revision down to commit, manifest and selection."""
         policy.check_repository(self.core.config.policy, model.repo_id)
         watch.enter(Phase.RESOLVING, f"{model.repo_id}@{model.revision}")
-        cached = self.core.index.repo(model.repo_id).refs.get(model.revision)
+        repo = self.core.index.repos.get(model.repo_id)  # a name alone must leave nothing behind
+        cached = repo.refs.get(model.revision) if repo is not None else None
         if cached is not None and self.core.index.snapshot(SnapshotId(model.repo_id, cached)) is None:
             cached = None
         answer = await self.catalog.resolve(model.repo_id, model.revision, token, cached)

@@ -156,7 +156,8 @@ class Core:
     async def point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
         """Points a branch or tag at a snapshot that is whole; the last step of its publication."""
         refs = self.index.repo(repo_id).refs
-        if refs.get(revision) == commit:
+        known = refs.get(revision) == commit
+        if known and await self.pools.on_disk(self.snapshots.says, repo_id, revision, commit):
             return
         await self.pools.on_disk(self.snapshots.write_ref, repo_id, revision, commit)
         refs[revision] = commit

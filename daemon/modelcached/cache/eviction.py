@@ -127,7 +127,7 @@ async def _remove(core: Core, snapshot: Snapshot, names: list[Digest], reason: s
         freed = before - core.space.used_bytes
         log.info("evicted", model=str(snapshot.id), freed_bytes=freed, reason=reason)
         core.observe(SnapshotEvicted(snapshot.id.repo_id, snapshot.id.commit, freed, reason))
-    except OSError as error:
+    except (OSError, CacheError) as error:
         # Whatever stage it reached, the next start finishes or forgets it; until then nobody is served from it.
         core.degraded["eviction"] = f"{snapshot.id} could not be removed: {error}"
         log.exception("eviction failed", model=str(snapshot.id))

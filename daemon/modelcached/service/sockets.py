@@ -19,7 +19,8 @@ log = structlog.get_logger()
 
 WATCH_SECONDS = 2.0
 _OPTIONS = [
-    ("grpc.max_receive_message_length", 1 << 20),  # a request is a few hundred bytes
+    ("grpc.max_receive_message_length", 4 << 20),  # a request is a few hundred bytes; what is longer than its field
+    # may be is refused by name, which needs the message to come through
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

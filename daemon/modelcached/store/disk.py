@@ -162,12 +162,12 @@ class Disk:
             return
 
     def rmdir(self, path: str) -> bool:
-        """Removes an empty directory; False when it is not empty or not there."""
+        """Removes an empty directory; False when it is not empty, not there, or none."""
         self._before("rmdir", path)
         try:
             os.rmdir(path)
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
                 return False
             raise
         return True

@@ -31,6 +31,11 @@ from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, repo
 _names = itertools.count()
 
 
+def link_text(path: str, digest: Digest) -> str:
+    """What a snapshot's link at that path says: relative, so that hub/ can be mounted anywhere."""
+    return "../" * (path.count("/") + 2) + f"blobs/{digest.hex}"
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Paths, all absolute, all strings; nothing here touches the disk but ``check_real_directory``."""
@@ -126,6 +131,13 @@ class Layout:
         """A path in trash/ that nothing uses."""
         return f"{self.trash}/{os.getpid()}-{next(_names)}-{label}"
 
+    def check_repo(self, repo_id: RepoId) -> None:
+        """Refuses a repository one of whose directories is none, or a symlink; see ``check_real_directory``."""
+        repo = self.repo(repo_id)
+        self.check_real_directory(repo)
+        for name in ("blobs", "snapshots", "refs", "trees"):
+            self._check_real(f"{repo}/{name}")
+
     def check_real_directory(self, path: str) -> None:
         """Refuses a directory below cache.dir that is reached through a symlink, or is none.
 
@@ -136,14 +148,21 @@ class Layout:
         current = self.cache_dir
         for part in relative.split("/"):
             current = f"{current}/{part}"
-            try:
-                mode = os.lstat(current).st_mode
-            except FileNotFoundError:
+            if not self._check_real(current):
                 return
-            if not stat.S_ISDIR(mode):
-                kind = "a symlink" if stat.S_ISLNK(mode) else "not a directory"
-                raise CacheError(
-                    Reason.STORAGE_ERROR,
-                    f"{current} is {kind}, where the cache keeps a directory of its own; remove it",
-                    metadata={"path": current},
-                )
+
+    @staticmethod
+    def _check_real(path: str) -> bool:
+        """Whether there is one."""
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISDIR(mode):
+            kind = "a symlink" if stat.S_ISLNK(mode) else "not a directory"
+            raise CacheError(
+                Reason.STORAGE_ERROR,
+                f"{path} is {kind}, where the cache keeps a directory of its own; remove it",
+                metadata={"path": path},
+            )
+        return True

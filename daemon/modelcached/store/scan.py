@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from modelcached.errors import CacheError
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit, parse_revision, repo_id_of_folder
-from modelcached.store.layout import Layout
+from modelcached.store.layout import Layout, link_text
 
 BLOCK = 512  # stat(2): st_blocks counts these, whatever the filesystem's own block is
 
@@ -197,16 +197,35 @@ def scan_hub(layout: Layout) -> tuple[dict[RepoId, FoundRepo], list[str]]:
     return repos, strangers
 
 
-def snapshot_stamps(layout: Layout, snapshot: SnapshotId, paths: frozenset[str]) -> dict[str, os.stat_result | None]:
-    """Stat of each path through its link, as a reader would meet it; None where it leads nowhere."""
+def snapshot_stamps(
+    layout: Layout, snapshot: SnapshotId, links: Mapping[str, Digest]
+) -> dict[str, os.stat_result | None]:
+    """Stat of the blob that a reader meets at each path; None where the way to it is not the one we made.
+
+    Raises CacheError(STORAGE_ERROR) where a directory of the repository is a symlink.
+    """
+    layout.check_repo(snapshot.repo_id)
     root = layout.snapshot(snapshot)
+    folders = {"": _real_directory(root)}
     stamps: dict[str, os.stat_result | None] = {}
-    for path in paths:
+    for path, digest in links.items():
+        stamps[path] = None
+        if not _real_folders(root, path.rpartition("/")[0], folders):
+            continue
         try:
-            stamps[path] = os.stat(f"{root}/{path}")
+            if os.readlink(f"{root}/{path}") == link_text(path, digest):
+                status = os.lstat(layout.blob(snapshot.repo_id, digest))
+                stamps[path] = status if stat.S_ISREG(status.st_mode) else None
         except OSError:
-            stamps[path] = None
+            continue
     return stamps
+
+
+def _real_folders(root: str, folder: str, known: dict[str, bool]) -> bool:
+    """Whether the folder and all above it are directories of their own; looked at once each."""
+    if folder not in known:
+        known[folder] = _real_folders(root, folder.rpartition("/")[0], known) and _real_directory(f"{root}/{folder}")
+    return known[folder]
 
 
 def free_bytes(path: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Algorithm, Commit, Digest, Manifest, RepoId, Revision, SnapshotId
 from modelcached.store.disk import Disk
-from modelcached.store.layout import Layout
+from modelcached.store.layout import Layout, link_text
 
 _TREE_FORMAT_VERSION = 1  # huggingface_hub 2.4.0, _tree_cache.py: TREE_CACHE_FORMAT_VERSION
 
@@ -65,7 +65,7 @@ class SnapshotStore:
                 if directory not in made:
                     self._disk.mkdir(directory)
                     made.add(directory)
-            self._disk.symlink("../" * (len(folders) + 2) + f"blobs/{digest.hex}", f"{directory}/{name}")
+            self._disk.symlink(link_text(path, digest), f"{directory}/{name}")
         for directory in sorted(made, reverse=True):
             self._disk.sync_directory(directory)
         trashed: str | None = None
@@ -73,7 +73,7 @@ class SnapshotStore:
             self._disk.rename(staged, target)
         else:
             trashed = self._layout.trashed(snapshot.commit)
-            if os.path.isdir(target) and not os.path.islink(target) and self._disk.exchange(staged, target):
+            if self._disk.exchange(staged, target):  # whatever it is: a symlink in its place is not followed
                 self._disk.rename(staged, trashed)
             elif may_gap:
                 self._disk.rename(target, trashed)
@@ -156,6 +156,17 @@ class SnapshotStore:
         if os.path.isdir(path) and not os.path.islink(path):
             self._disk.remove_tree(path)
         self._disk.replace_file(path, commit.encode(), self._layout.staged("ref"))
+
+    def says(self, repo_id: RepoId, revision: Revision, commit: Commit) -> bool:
+        """The branch or tag points at the commit, by a file of its own."""
+        path = self._layout.ref(repo_id, revision)
+        self._layout.check_real_directory(os.path.dirname(path))
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return False
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(len(commit) + 1) == commit.encode()
 
     def remove_ref(self, repo_id: RepoId, revision: Revision) -> None:
         """Removes a branch or tag."""

@@ -1,0 +1,532 @@
+"""What strangers send or plant is refused by name, and nothing outside the cache is touched.
+
+Beside each cache lies a canary: files and directories whose names, contents, modes, link counts and times (ctime
+too, so that a chmod or a hard link shows) must be the same afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from modelcache.client import Client, ModelCacheError, reference
+from modelcache.v1 import cache_pb2, common_pb2
+
+from tests.hub import HostileEntry, Hub
+from tests.hub.models import tiny_llama
+from tests.node import Node
+
+MIB = 1 << 20
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def fingerprint(root: Path) -> dict[str, tuple[object, ...]]:
+    found = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        status = path.lstat()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        found[str(path)] = (
+            status.st_ino,
+            status.st_mode,
+            status.st_uid,
+            status.st_nlink,
+            status.st_size,
+            times,
+            content,
+        )
+    return found
+
+
+@dataclass
+class Canary:
+    root: Path
+    before: dict[str, tuple[object, ...]]
+
+    def settle(self) -> None:
+        """What it holds now is what must stay."""
+        self.before = fingerprint(self.root)
+
+    def assert_untouched(self) -> None:
+        assert fingerprint(self.root) == self.before
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Canary:
+    root = tmp_path / "canary"
+    (root / "etc" / "deep").mkdir(parents=True)
+    (root / "etc" / "passwd").write_text("root:x:0:0\n")
+    (root / "etc" / "deep" / "config.json").write_text("{}")
+    return Canary(root, fingerprint(root))
+
+
+@pytest.fixture
+def guarded(node: Node, canary: Canary) -> Iterator[Node]:
+    """A serving node whose canary is unchanged, and whose log is clean, after the test."""
+    yield node
+    node.stop()
+    canary.assert_untouched()
+    assert_log_is_clean(node)
+
+
+def assert_log_is_clean(node: Node) -> None:
+    assert node.log_text()
+    assert CONTROL.search(node.log_file.read_bytes().decode()) is None
+
+
+def refusal(client: Client, request: cache_pb2.EnsureModelRequest) -> ModelCacheError:
+    with pytest.raises(ModelCacheError) as caught:
+        list(client.ensure_request(request, timeout_seconds=30))
+    error = caught.value
+    assert CONTROL.search(error.text) is None
+    assert len(error.text) < 1000
+    return error
+
+
+# What a request says
+
+REPO_IDS = [
+    "../../etc",
+    "..",
+    "org/..",
+    "../org",
+    "/etc/passwd",
+    "/",
+    "org/name/../../etc",
+    "org/name/more",
+    "org//name",
+    "org\\name",
+    "..\\..\\etc",
+    "org/na\0me",
+    "org/na\nme",
+    "org/\x1b[31mname",
+    "org/name\u202e",
+    "org/na me",
+    "org/a--b",
+    "org/a..b",
+    "a--b",
+    ".hidden/name",
+    "-rf/name",
+    "org/name.git",
+    "~/name",
+    "org/%2e%2e",
+    "",
+    "x" * MIB,
+    "org/" + "../" * (MIB // 3),
+    "\0" * MIB,
+]
+
+
+@pytest.mark.parametrize("moment", ["base", "adapter"])
+def test_a_repository_id_that_is_none_is_refused_before_anyone_is_asked(hub: Hub, guarded: Node, moment: str) -> None:
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    with guarded.client() as client:
+        for repo_id in REPO_IDS:
+            good, bad = reference("org/tiny"), reference(repo_id)
+            models = {"model": bad} if moment == "base" else {"model": good, "adapters": [bad]}
+            error = refusal(client, cache_pb2.EnsureModelRequest(**models))
+            assert (error.reason, error.exit_status) == ("INVALID_REPO_ID", 64), repo_id[:50]
+    assert hub.requests() == []
+    assert list(guarded.hub_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("repo_id", ["../../etc", "/etc/passwd", "org\\name", "org/na\nme", "org/\x1b[31mname"])
+def test_the_command_says_so_and_exits_64(guarded: Node, repo_id: str) -> None:
+    done = guarded.run("ensure-model", repo_id)
+    assert done.returncode == 64
+    assert "is not a repository id" in done.stderr
+    assert CONTROL.search(done.stderr) is None
+
+
+def test_operators_are_held_to_the_same_rules(guarded: Node) -> None:
+    with guarded.admin() as admin:
+        for repo_id in REPO_IDS:
+            calls: list[Callable[[], object]] = [
+                lambda r=repo_id: admin.evict([reference(r)], dry_run=False),
+                lambda r=repo_id: admin.pin(reference(r)),
+                lambda r=repo_id: admin.unpin(reference(r)),
+                lambda r=repo_id: admin.cancel_transfer(r),
+                lambda r=repo_id: admin.cache.get(reference(r)),
+            ]
+            for call in calls:
+                with pytest.raises(ModelCacheError) as caught:
+                    call()
+                assert (caught.value.reason, caught.value.exit_status) == ("INVALID_REPO_ID", 64), repo_id[:50]
+
+
+REVISIONS = [
+    "../../main",
+    "..",
+    ".",
+    "/etc/passwd",
+    "refs/../../../main",
+    "a..b",
+    "a//b",
+    "a/",
+    "main\0",
+    "main\n",
+    "\x1b[2J",
+    "main\\x",
+    ".hidden",
+    "-f",
+    "main.lock",
+    "x" * 256,
+    "x" * MIB,
+]
+
+
+def test_a_revision_that_could_leave_refs_is_refused(hub: Hub, guarded: Node) -> None:
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    with guarded.client() as client, guarded.admin() as admin:
+        for revision in REVISIONS:
+            error = refusal(client, cache_pb2.EnsureModelRequest(model=reference("org/tiny", revision)))
+            assert (error.reason, error.exit_status) == ("INVALID_REVISION", 64), revision[:50]
+            with pytest.raises(ModelCacheError) as caught:
+                admin.evict([reference("org/tiny", revision)], dry_run=False)
+            assert caught.value.reason == "INVALID_REVISION", revision[:50]
+    assert hub.requests() == []
+
+
+PROFILES: list[common_pb2.Profile] = [
+    common_pb2.Profile(name="../../etc"),
+    common_pb2.Profile(name="vllm\n"),
+    common_pb2.Profile(name="gguf:../.."),
+    common_pb2.Profile(name="gguf:Q4\0"),
+    common_pb2.Profile(name="gguf:"),
+    common_pb2.Profile(name="adopted"),
+    common_pb2.Profile(name="x" * MIB),
+    common_pb2.Profile(name="vllm", include=["*"]),
+    common_pb2.Profile(include=["../*"]),
+    common_pb2.Profile(include=["a/../../*"]),
+    common_pb2.Profile(include=["/etc/*"]),
+    common_pb2.Profile(include=["a\\b"]),
+    common_pb2.Profile(include=["a\0b"]),
+    common_pb2.Profile(exclude=["\x1b[31m*"]),
+    common_pb2.Profile(include=[""]),
+    common_pb2.Profile(include=["*" * 257]),
+    common_pb2.Profile(include=["*"] * 65),
+    common_pb2.Profile(exclude=["x" * MIB]),
+]
+
+
+def test_a_profile_or_pattern_that_is_none_is_refused(hub: Hub, guarded: Node) -> None:
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    with guarded.client() as client:
+        for profile in PROFILES:
+            model = common_pb2.ModelReference(repo_id="org/tiny", profile=profile)
+            error = refusal(client, cache_pb2.EnsureModelRequest(model=model))
+            assert (error.reason, error.exit_status) == ("INVALID_PATTERN", 64), str(profile)[:80]
+    assert hub.requests() == []
+
+
+def test_a_pattern_made_to_be_slow_is_answered_in_time(hub: Hub, guarded: Node) -> None:
+    hub.create_repo("org/slow").commit({"a" * 250 + ".json": b"{}", "config.json": b"{}"})
+    model = reference("org/slow", include=["*a" * 128, "[" * 200, "config.json"])
+    began = time.monotonic()
+    with guarded.client() as client:
+        list(client.ensure(model, timeout_seconds=30))
+    assert time.monotonic() - began < 10
+
+
+HOLDERS = ["line\nbreak", "\x1b[31mred", "nul\0", "\u202egnp", "x" * 257, "x" * MIB]
+POD_UIDS = ["../..", "..", ".", "../canary", "/etc", "a/b", "a\0", "uid\n", "x" * 65, "x" * MIB]
+
+
+def test_who_asks_is_checked_too(hub: Hub, guarded: Node) -> None:
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    model = reference("org/tiny")
+    requests = [
+        *(cache_pb2.EnsureModelRequest(model=model, lease=cache_pb2.LeaseRequest(holder=h)) for h in HOLDERS),
+        *(cache_pb2.EnsureModelRequest(model=model, lease=cache_pb2.LeaseRequest(pod_uid=uid)) for uid in POD_UIDS),
+        *(cache_pb2.EnsureModelRequest(model=model, request_id=text) for text in HOLDERS),
+        *(cache_pb2.EnsureModelRequest(model=model, token=text) for text in ("a\r\nX-Evil: 1", "\0", "x" * MIB)),
+    ]
+    with guarded.client() as client:
+        for request in requests:
+            error = refusal(client, request)
+            assert (error.reason, error.exit_status) == ("INVALID_REQUEST", 64), str(request)[:80]
+    assert hub.requests() == []
+    assert guarded.status().leases == 0
+
+
+# What an upstream lists
+
+LISTED = [
+    "../../etc/passwd",
+    "..",
+    "a/../../../etc/passwd",
+    "/etc/passwd",
+    "a\\b.json",
+    "..\\..\\etc",
+    "a\0b.json",
+    "a\nb.json",
+    "\x1b[31m.json",
+    "\u2028.json",
+    "\ud800.json",
+    "./a.json",
+    "a//b.json",
+    "a/",
+    "",
+    "x" * 256,
+    "/".join(["d" * 200] * 6),
+    "config.json/below",
+    "config.json",
+]
+
+
+@pytest.mark.parametrize("profile", ["vllm", "full"])
+def test_a_listing_with_a_path_that_cannot_be_stored_is_refused_whole(hub: Hub, guarded: Node, profile: str) -> None:
+    repo = hub.create_repo("org/hostile")
+    repo.commit(tiny_llama())
+    with guarded.client() as client:
+        for path in LISTED:
+            repo.hostile_entries([HostileEntry(path)])
+            error = refusal(client, cache_pb2.EnsureModelRequest(model=reference("org/hostile", profile=profile)))
+            assert (error.reason, error.exit_status) == ("INVALID_MANIFEST", 65), ascii(path)
+        assert guarded.visible("org/hostile") == []
+        repo.hostile_entries([HostileEntry("../../etc", entry_type="directory")])
+        list(client.ensure(reference("org/hostile", profile=profile), timeout_seconds=30))
+    assert len(guarded.visible("org/hostile")) == 1
+
+
+def test_the_command_exits_65_for_a_hostile_listing(hub: Hub, guarded: Node) -> None:
+    repo = hub.create_repo("org/hostile")
+    repo.commit(tiny_llama())
+    repo.hostile_entries(["../../etc/pass\x1b[31mwd"])
+    done = guarded.run("ensure-model", "org/hostile")
+    assert done.returncode == 65
+    assert "../../etc/pass" in done.stderr
+    assert CONTROL.search(done.stderr) is None
+
+
+@pytest.mark.parametrize("shard", ["../../../etc/passwd", "/etc/passwd", "a\0b", "missing.safetensors"])
+def test_an_index_that_names_what_the_listing_lacks_is_refused(hub: Hub, guarded: Node, shard: str) -> None:
+    index = f'{{"weight_map": {{"a": "model-1.safetensors", "b": {ascii(shard)!s}}}}}'.replace("'", '"')
+    index = index.replace("\\x00", "\\u0000")
+    hub.create_repo("org/index").commit(
+        {"config.json": b"{}", "model.safetensors.index.json": index.encode(), "model-1.safetensors": b"weights"}
+    )
+    with guarded.client() as client:
+        error = refusal(client, cache_pb2.EnsureModelRequest(model=reference("org/index")))
+    assert (error.reason, error.exit_status) == ("INVALID_MANIFEST", 65)
+    assert guarded.visible("org/index") == []
+
+
+# What is planted in hub/
+
+REPO = "models--org--tiny"
+
+
+def move_out(place: Path, canary: Canary) -> None:
+    """Whatever is at the place goes to the canary, a symlink to it stays: by stat alone all is as before."""
+    target = canary.root / "moved"
+    shutil.move(place, target)
+    place.symlink_to(target)
+    canary.settle()
+
+
+DIRECTORIES = ["", "blobs", "snapshots", "refs", "trees"]
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["while it runs", "before it starts"])
+@pytest.mark.parametrize("place", DIRECTORIES, ids=[name or "the repository" for name in DIRECTORIES])
+def test_a_symlink_in_a_directorys_place_is_refused_by_name(
+    hub: Hub, guarded: Node, canary: Canary, place: str, restarted: bool
+) -> None:
+    """Not followed by a hit, a growth, an eviction or a restart: none reads, writes, links or chmods behind it."""
+    repo = hub.create_repo("org/tiny")
+    repo.commit(tiny_llama())
+    guarded.ensure("org/tiny", "--profile", "full")
+    planted = guarded.hub_dir / REPO / place if place else guarded.hub_dir / REPO
+    if restarted:
+        guarded.stop()
+    move_out(planted, canary)
+    if restarted:
+        guarded.start()
+    for profile in ("full", "vllm"):
+        done = guarded.run("ensure-model", "org/tiny", "--profile", profile)
+        assert done.returncode == 74, done.stderr
+        assert f"{planted} is a symlink" in done.stderr
+    repo.commit(tiny_llama(seed=1))
+    done = guarded.run("ensure-model", "org/tiny", "--revision", repo.branches["main"])
+    assert (done.returncode, f"{planted} is a symlink" in done.stderr) == (74, True), done.stderr
+    guarded.release_all()
+    guarded.run("cachectl", "evict", "org/tiny", "--yes")
+    canary.assert_untouched()
+
+    planted.unlink(missing_ok=True)  # an eviction may have removed the link itself
+    (ready,) = guarded.ensure("org/tiny")
+    assert (Path(ready["path"]) / "config.json").read_bytes() == tiny_llama(seed=1)["config.json"]
+    guarded.assert_disk_truth()
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["while it runs", "before it starts"])
+@pytest.mark.parametrize("place", ["refs/main", "snapshots/{commit}", "blobs/{blob}"])
+def test_a_symlink_in_a_files_place_is_replaced_not_followed(
+    hub: Hub, guarded: Node, canary: Canary, place: str, restarted: bool
+) -> None:
+    model = tiny_llama()
+    repo = hub.create_repo("org/tiny")
+    commit = repo.commit(model)
+    guarded.ensure("org/tiny", "--profile", "full")
+    blob = repo.files(commit)["model.safetensors"].etag
+    planted = guarded.hub_dir / REPO / place.format(commit=commit, blob=blob)
+    if restarted:
+        guarded.stop()
+    move_out(planted, canary)
+    if restarted:
+        guarded.start()
+    (ready,) = guarded.ensure("org/tiny", "--profile", "full")
+    found = {name: (Path(ready["path"]) / name).read_bytes() for name in model}
+    assert found == model
+    assert not planted.is_symlink()
+    assert planted.exists()
+    canary.assert_untouched()
+    guarded.release_all()
+    guarded.ctl("evict", "org/tiny", "--yes")
+    guarded.assert_disk_truth()
+
+
+def test_a_listing_that_leads_elsewhere_is_reported_and_left_alone(hub: Hub, guarded: Node, canary: Canary) -> None:
+    repo = hub.create_repo("org/tiny")
+    commit = repo.commit(tiny_llama())
+    guarded.ensure("org/tiny")
+    planted = guarded.hub_dir / REPO / "trees" / f"{commit}.json"
+    planted.parent.mkdir()
+    planted.symlink_to(canary.root / "etc" / "deep" / "config.json")
+    guarded.stop()
+    guarded.start()
+    assert guarded.log_lines("recovered")[-1]["reported"] == [str(planted)]
+    guarded.ensure("org/tiny", "--profile", "full")
+    assert planted.is_file()
+    assert not planted.is_symlink()
+
+
+def test_a_snapshots_file_that_leads_elsewhere_is_made_anew(hub: Hub, guarded: Node, canary: Canary) -> None:
+    model = {**tiny_llama(), "sub/extra.json": b"{}"}
+    commit = hub.create_repo("org/tiny").commit(model)
+    guarded.ensure("org/tiny", "--profile", "full")
+    root = guarded.snapshot("org/tiny", commit)
+    (root / "config.json").unlink()
+    (root / "config.json").symlink_to(canary.root / "etc" / "passwd")
+    shutil.move(root / "sub", canary.root / "sub")
+    (canary.root / "sub" / "extra.json").unlink()
+    blob = next(blob for blob in (guarded.hub_dir / REPO / "blobs").iterdir() if blob.read_bytes() == b"{}")
+    (canary.root / "sub" / "extra.json").symlink_to(blob)
+    (root / "sub").symlink_to(canary.root / "sub")
+    canary.settle()
+    guarded.ensure("org/tiny", "--profile", "full")
+    assert {name: (root / name).read_bytes() for name in model} == model
+    assert not (root / "sub").is_symlink()
+    assert os.readlink(root / "config.json").startswith("../../blobs/")
+
+
+def test_wrong_content_behind_a_planted_directory_is_not_quarantined(hub: Hub, guarded: Node, canary: Canary) -> None:
+    """A file outside whose name is a digest and whose content is not would be moved away, were it followed."""
+    repo = hub.create_repo("org/tiny")
+    commit = repo.commit(tiny_llama())
+    outside = canary.root / "blobs"
+    outside.mkdir()
+    for file in repo.files(commit).values():
+        (outside / file.etag).write_bytes(b"precious")
+    (guarded.hub_dir / REPO).mkdir()
+    (guarded.hub_dir / REPO / "blobs").symlink_to(outside)
+    canary.settle()
+    done = guarded.run("ensure-model", "org/tiny")
+    assert (done.returncode, "blobs is a symlink" in done.stderr) == (74, True), done.stderr
+
+
+def test_a_planted_symlink_keeps_no_other_model_from_coming(hub: Hub, guarded: Node, canary: Canary) -> None:
+    """Space for one model is made by evicting another, which cannot go: the next one does."""
+    for number in range(4):
+        files = {"config.json": b"%d" % number, "model.safetensors": bytes([number]) * 8 * MIB}
+        hub.create_repo(f"org/m{number}").commit(files)
+    guarded.stop()
+    guarded.settings["cache"]["budget"] = "32MiB"
+    guarded.start()
+    for number in range(3):
+        guarded.ensure(f"org/m{number}")
+    guarded.release_all()
+    move_out(guarded.hub_dir / "models--org--m0" / "snapshots", canary)
+    guarded.ensure("org/m3")
+    assert [name for name in ("org/m1", "org/m2", "org/m3") if guarded.visible(name)] == ["org/m2", "org/m3"]
+
+
+def test_the_hub_directory_itself_must_be_real(make_node: Callable[..., Node], canary: Canary) -> None:
+    node = make_node()
+    node.cache_dir.mkdir(parents=True)
+    node.hub_dir.symlink_to(canary.root)
+    node.start(wait=False)
+    assert node.process is not None
+    assert node.process.wait(20) == 74
+    assert f"{node.hub_dir} is a symlink" in node.log_text()
+    canary.assert_untouched()
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_planted_names_reach_no_terminal(hub: Hub, make_node: Callable[..., Node], form: str) -> None:
+    node = make_node(log={"format": form})
+    evil = "evil\x1b[31m\nforged line\x9b"
+    for place in (evil, REPO, f"{REPO}/blobs", f"{REPO}/refs", f"{REPO}/snapshots"):
+        (node.hub_dir / place).mkdir(parents=True)
+    for directory in ("blobs", "refs", "snapshots"):
+        (node.hub_dir / REPO / directory / evil).write_text("x")
+    repo = hub.create_repo("org/tiny")
+    repo.commit(tiny_llama())
+    repo.hostile_entries([evil])
+    node.start()
+    assert node.run("ensure-model", "org/tiny").returncode == 65
+    repo.hostile_entries([])
+    node.ensure("org/tiny")
+    node.stop()
+    assert_log_is_clean(node)
+    assert "forged line" in node.log_text()
+    assert not any(line.startswith("forged") for line in node.log_text().splitlines())
+
+
+# How much
+
+FILES = 10_000
+
+
+def many_files(count: int) -> dict[str, bytes]:
+    return {f"part-{number // 100:03d}/{number:05d}.json": b'{"number": %d}' % number for number in range(count)}
+
+
+def test_ten_thousand_files_are_served(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node(hub={"timeout": "30s"}).start()
+    files = many_files(FILES)
+    commit = hub.create_repo("org/many").commit(files)
+    began = time.monotonic()
+    node.ensure("org/many", "--profile", "full", timeout=120)
+    seconds = time.monotonic() - began
+    assert seconds < 100, "the time grows with the square of the number again: 138 s then, 24 s now, on a quiet machine"
+    root = node.snapshot("org/many", commit)
+    assert sum(1 for path in root.rglob("*") if path.is_file()) == FILES
+    for path in list(files)[:: FILES // 50]:
+        assert (root / path).read_bytes() == files[path]
+    assert hub.request_count(kind="resolve", method="GET") == FILES
+    began = time.monotonic()
+    (again,) = node.ensure("org/many", "--profile", "full")
+    assert again["outcome"] == "hit"
+    assert time.monotonic() - began < 5
+    node.assert_disk_truth()
+
+
+def test_more_files_than_configured_are_refused(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node(hub={"max_files": 100}).start()
+    hub.create_repo("org/fits").commit(many_files(100))
+    hub.create_repo("org/many").commit(many_files(101))
+    node.ensure("org/fits", "--profile", "full")
+    done = node.run("ensure-model", "org/many", "--profile", "full")
+    assert done.returncode == 65
+    assert "more than 100 files (hub.max_files)" in done.stderr
+    assert node.visible("org/many") == []
+    assert hub.request_count(repo="org/many", kind="resolve") == 0
