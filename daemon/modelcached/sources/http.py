@@ -13,9 +13,10 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, urljoin, urlsplit
 
 from modelcached.errors import CacheError, Reason
@@ -25,7 +26,15 @@ from modelcached.sources.faults import TransientError, retry_after
 CHUNK_BYTES = 256 << 10
 _MAX_REDIRECTS = 5
 _MAX_IDLE_PER_HOST = 64
+_MAX_REDIRECT_BODY_BYTES = 64 << 10
+"""A redirect says where to go; one that says more is not read to its end, its connection not used again."""
 _REDIRECTS = {301, 302, 303, 307, 308}
+_FINAL = {
+    "GatedRepo": Reason.GATED_REPO,
+    "RepoNotFound": Reason.REPO_NOT_FOUND,
+    "RevisionNotFound": Reason.REVISION_NOT_FOUND,
+}
+"""X-Error-Code of the Hub's answers that no further try will change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,7 @@ class RemoteFile:
     repo_id: RepoId
     commit: Commit
     entry: FileEntry
-    token: str | None
+    token: str | None = field(repr=False)
 
     @property
     def url(self) -> str:
@@ -51,25 +60,29 @@ class Abort:
     """Ends a running fetch from another thread: sets a mark and wakes the socket."""
 
     def __init__(self) -> None:
-        self._set = False
+        self._set = threading.Event()
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()
 
     @property
     def is_set(self) -> bool:
         """The fetch is to end."""
-        return self._set
+        return self._set.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """A pause that ends with the fetch; whether it has ended."""
+        return self._set.wait(seconds)
 
     def attach(self, connected: socket.socket | None) -> None:
         """The socket that the fetch now waits on."""
         with self._lock:
             self._socket = connected
-        if self._set:
+        if self._set.is_set():
             self.set()
 
     def set(self) -> None:
         """Ends the fetch."""
-        self._set = True
+        self._set.set()
         with self._lock:
             if self._socket is not None:
                 try:
@@ -89,7 +102,7 @@ class HttpSource:
         self._timeout = stall_timeout_seconds
         self._user_agent = user_agent
         self._tls = ssl.create_default_context()
-        self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+        self._idle: dict[tuple[str, str], list[tuple[float, http.client.HTTPConnection]]] = {}
         self._locations: dict[RemoteFile, str] = {}
         self._etags: dict[RemoteFile, str] = {}
         self._lock = threading.Lock()
@@ -103,7 +116,8 @@ class HttpSource:
         """
         try:
             connection, response, url = self._open(file, start, end, abort)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # ValueError: an address in a redirect that is none.
             raise _transient(error, file, abort) from error
         reusable = False
         try:
@@ -124,13 +138,18 @@ class HttpSource:
             self._locations.pop(file, None)
             self._etags.pop(file, None)
 
-    def close(self) -> None:
-        """Closes idle connections."""
+    def close(self, *, idle_seconds: float = 0.0) -> None:
+        """Closes the connections that nobody has used for so long; those that servers closed would pile up."""
+        before = time.monotonic() - idle_seconds
         with self._lock:
             idle, self._idle = self._idle, {}
+            for key, connections in idle.items():
+                if kept := [entry for entry in connections if entry[0] > before]:
+                    self._idle[key] = kept
         for connections in idle.values():
-            for connection in connections:
-                connection.close()
+            for kept_at, connection in connections:
+                if kept_at <= before:
+                    connection.close()
 
     # One request
 
@@ -143,8 +162,7 @@ class HttpSource:
             connection, response = self._request(url, file, start, end, abort)
             if response.status in _REDIRECTS:
                 location = response.headers.get("Location", "")
-                response.read()
-                self._keep(connection, url)
+                self._finish(connection, response, url, abort)
                 url = urljoin(url, location)
                 if urlsplit(url).scheme not in ("http", "https"):
                     raise TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file} is redirected to no http address")
@@ -159,6 +177,22 @@ class HttpSource:
                 raise
             return connection, response, url
         raise TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file} is redirected more than {_MAX_REDIRECTS} times")
+
+    def _finish(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, url: str, abort: Abort
+    ) -> None:
+        """A redirect is read; its connection is no longer this fetch's, so its abort must not reach it."""
+        reusable = False
+        try:
+            if response.length is not None and response.length <= _MAX_REDIRECT_BODY_BYTES:
+                response.read()
+                reusable = not response.will_close
+        finally:
+            abort.attach(None)
+            if reusable:
+                self._keep(connection, url)
+            else:
+                connection.close()
 
     def _request(
         self, url: str, file: RemoteFile, start: int, end: int, abort: Abort
@@ -180,15 +214,16 @@ class HttpSource:
                     raise AbortedError
                 connection.request("GET", target, headers=headers)
                 return connection, connection.getresponse()
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 abort.attach(None)
-                if not reused or abort.is_set:
+                if not reused or abort.is_set or isinstance(error, TimeoutError):
                     raise
                 # The server closed it while it lay idle: that is no failure of this request.
                 connection, reused = self._new_connection(parts.scheme, parts.netloc), False
             except BaseException:
                 connection.close()
+                abort.attach(None)
                 raise
 
     def _check(self, response: http.client.HTTPResponse, file: RemoteFile, start: int, end: int, url: str) -> None:
@@ -203,16 +238,15 @@ class HttpSource:
                     Reason.UPSTREAM_UNAVAILABLE, f"{file}: asked for {expected!r}, upstream answered {said!r}"
                 )
         elif status == http.client.OK:
-            length = response.headers.get("Content-Length")
             if (start, end) != (0, size):
                 self.forget(file)
                 raise TransientError(
                     Reason.UPSTREAM_UNAVAILABLE, f"{file}: upstream ignores ranges (200 where a 206 was asked)"
                 )
-            if length is not None and int(length) != size:
+            if response.length is not None and response.length != size:
                 self.forget(file)
                 raise TransientError(
-                    Reason.DIGEST_MISMATCH, f"{file}: upstream sends {length} bytes, the manifest says {size}"
+                    Reason.DIGEST_MISMATCH, f"{file}: upstream sends {response.length} bytes, the manifest says {size}"
                 )
         else:
             raise self._refused(response, file, url)
@@ -230,10 +264,13 @@ class HttpSource:
         code = response.headers.get("X-Error-Code", "")
         at_endpoint = urlsplit(url)[:2] == urlsplit(file.endpoint)[:2]
         self.forget(file)  # a signed address that has expired answers 403: ask for another
-        if at_endpoint and code == "GatedRepo":
-            return CacheError(Reason.GATED_REPO, f"{file.repo_id} is gated, and the token may not read it")
+        who = "the token given" if file.token else "no token"
+        if at_endpoint and (final := _FINAL.get(code)) is not None:
+            return CacheError(final, f"{file.endpoint} does not give {file} to {who} ({status} {code})")
         if at_endpoint and status == http.client.UNAUTHORIZED:
-            return CacheError(Reason.TOKEN_REJECTED, f"{file.endpoint} rejects the token for {file} (401)")
+            return CacheError(Reason.TOKEN_REJECTED, f"{file.endpoint} does not give {file} to {who} (401)")
+        if at_endpoint and status == http.client.FORBIDDEN:
+            return CacheError(Reason.GATED_REPO, f"{file.endpoint} forbids {file} to {who} (403)")
         if status == http.client.TOO_MANY_REQUESTS:
             return TransientError(
                 Reason.RATE_LIMITED,
@@ -278,7 +315,7 @@ class HttpSource:
         with self._lock:
             idle = self._idle.get((scheme, netloc))
             if idle:
-                return idle.pop(), True
+                return idle.pop()[1], True
         return self._new_connection(scheme, netloc), False
 
     def _new_connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
@@ -301,7 +338,7 @@ class HttpSource:
         with self._lock:
             idle = self._idle.setdefault(urlsplit(url)[:2], [])
             if len(idle) < _MAX_IDLE_PER_HOST:
-                idle.append(connection)
+                idle.append((time.monotonic(), connection))
                 return
         connection.close()
 

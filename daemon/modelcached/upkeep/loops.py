@@ -11,6 +11,7 @@ from modelcached.cache import Cache, Core
 from modelcached.cache.admission import drop_leftovers
 from modelcached.cache.eviction import condemn, plan
 from modelcached.ledger.leases import LeaseKind, PodWitness
+from modelcached.sources.http import HttpSource
 from modelcached.units import format_size
 from modelcached.upkeep.pods import PodsDirectory
 
@@ -20,6 +21,8 @@ LEASE_SECONDS = 2.0
 """A pod's lease ends after two looks without its directory: within 10 s of its going."""
 LEFTOVER_SECONDS = 60.0
 WATERMARK_SECONDS = 5.0
+IDLE_SECONDS = 10.0
+"""A connection that was not used for so long is closed."""
 
 
 async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -30,6 +33,11 @@ async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]]) 
             await work()
         except Exception:
             log.exception("upkeep failed, will try again", loop=name)
+
+
+async def close_idle(source: HttpSource) -> None:
+    """Gives back connections to upstream that no transfer uses any more."""
+    source.close(idle_seconds=IDLE_SECONDS)
 
 
 class LeaseKeeper:
