@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -17,27 +19,83 @@ HASH_THREADS = 2
 FLUSH_THREADS = 4
 
 
+class NetworkThreads(Executor):
+    """At most ``size`` threads for what waits on other machines.
+
+    Unlike a ThreadPoolExecutor's, they do not keep the process: a connect, a lookup of a name or a silent Hub
+    cannot be interrupted, and the daemon's end must not wait for them.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._unclaimed = 0  # threads that are free or on their way to the next work, less what is queued
+        self._stopped = False
+
+    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Runs the function as soon as a thread is free."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - it is the caller's
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError(f"the {self._name} threads are stopped")
+            self._work.put(run)
+            self._unclaimed -= 1
+            if self._unclaimed < 0 and self._threads < self._size:
+                self._threads += 1
+                self._unclaimed += 1
+                threading.Thread(target=self._serve, name=f"{self._name}_{self._threads - 1}", daemon=True).start()
+        return future
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None and not self._stopped:
+            work()
+            del work  # what it holds must not outlive it
+            with self._lock:
+                self._unclaimed += 1
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:  # noqa: ARG002 - Executor's own
+        """Starts nothing more; what runs is let go."""
+        with self._lock:
+            self._stopped = True
+            for _ in range(self._threads):
+                self._work.put(None)
+
+
 @dataclass(frozen=True, slots=True)
 class Pools:
     """The threads of one daemon."""
 
-    hub: ThreadPoolExecutor
+    hub: NetworkThreads
     disk: ThreadPoolExecutor
     hash: ThreadPoolExecutor
     flush: ThreadPoolExecutor
     """fsync of large files takes seconds: a hit's stat must not wait behind it."""
-    movers: ThreadPoolExecutor
+    movers: NetworkThreads
     """One thread a connection to upstream."""
 
     @classmethod
     def start(cls, connections: int) -> Pools:
         """Threads start when first needed."""
         return cls(
-            ThreadPoolExecutor(HUB_THREADS, "hub"),
+            NetworkThreads(HUB_THREADS, "hub"),
             ThreadPoolExecutor(DISK_THREADS, "disk"),
             ThreadPoolExecutor(HASH_THREADS, "hash"),
             ThreadPoolExecutor(FLUSH_THREADS, "flush"),
-            ThreadPoolExecutor(connections, "mover"),
+            NetworkThreads(connections, "mover"),
         )
 
     async def on_disk(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -62,7 +120,7 @@ class Pools:
 
     def stop(self) -> None:
         """Waits for disk and hash work, lets go of what waits on the network."""
-        for pool in (self.hub, self.movers):
-            pool.shutdown(wait=False, cancel_futures=True)
+        for network in (self.hub, self.movers):
+            network.shutdown()
         for pool in (self.disk, self.hash, self.flush):
             pool.shutdown(wait=True, cancel_futures=True)
