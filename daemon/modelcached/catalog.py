@@ -225,7 +225,9 @@ class Catalog:
             if asked is not None:
                 return asked.total_seconds()
             # Another endpoint is asked at once, the same one after a while.
-            return 0.0 if state.attempt_number % len(self._apis) else float(_BACKOFF(state))
+            if state.attempt_number % len(self._apis):
+                return 0.0
+            return min(float(_BACKOFF(state)), max(0.0, left()))
 
         retrying = AsyncRetrying(stop=gives_up, wait=wait, retry=retry_if_exception_type(TransientError), reraise=True)
         try:

@@ -64,8 +64,19 @@ class Disk:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
     def reopen(self, path: str) -> int:
-        """An unfinished file for writing on; the caller closes the descriptor."""
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        """An unfinished file for writing on; the caller closes the descriptor.
+
+        One that was made read-only to be published, by a daemon that was killed before it was, is ours still.
+        """
+        try:
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except PermissionError:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                self.chmod(descriptor, 0o600, path)
+            finally:
+                os.close(descriptor)
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def allocate(self, descriptor: int, size_bytes: int, path: str) -> bool:
         """Gives the file its full size with blocks behind it. False where the filesystem cannot: then it is sparse.

@@ -15,6 +15,7 @@ process. In another boot only those that an ``s`` covers do.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from pathlib import Path
 from modelcached.model import Digest
 
 FORMAT_VERSION = 1
+_DONE = re.compile(r"d (\d+) (\d+)")
 
 
 def boot_id() -> str:
@@ -135,9 +137,10 @@ def read(content: bytes, digest: Digest, current_boot: str) -> Reading | None:
             pending = [entry for entry in pending if entry[0] > reached]
         elif text.startswith("b "):
             pending, reading_boot = [], text[2:]
+        elif match := _DONE.fullmatch(text):
+            pending.append((valid + len(raw), int(match[1]), min(int(match[2]), size)))
         else:
-            _, start_text, end_text = text.split(" ")
-            pending.append((valid + len(raw), int(start_text), min(int(end_text), size)))
+            break
         valid += len(raw)
     if size < 0:
         return None

@@ -15,9 +15,10 @@ module never hashes. Thread-safe where it says so.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from modelcached.model import Digest, RepoId
 from modelcached.store import journal
@@ -35,6 +36,8 @@ class Partial:
         """What was done before it was opened; content not yet hashed again."""
         self.hard_allocated = True
         """False where the filesystem cannot allocate ahead: writing may still meet a full disk."""
+        self.condemned = False
+        """An fsync failed: what the kernel could not write it has forgotten, so nothing here can be believed."""
         self._disk = disk
         self._layout = layout
         self._data_path = layout.partial_data(digest)
@@ -44,6 +47,9 @@ class Partial:
         self._journal_bytes = 0
         self._named = False  # its directory entries have outlived a power loss
         self._lock = threading.Lock()  # guards the journal's end; data needs none, ranges are disjoint
+        self._users_lock = threading.Lock()
+        self._users = 0
+        self._closed = False
 
     def _create(self, boot: str) -> None:
         self._disk.unlink(self._journal_path)
@@ -70,34 +76,62 @@ class Partial:
         self._disk.append(self._journal, record, self._journal_path)
         self._journal_bytes += len(record)
 
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        """While a thread is within, the descriptors are this file's: their numbers are not given to another."""
+        with self._users_lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "unfinished blob is closed", self._data_path)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._users_lock:
+                self._users -= 1
+                if self._closed and not self._users:
+                    self._give_back()
+
+    @contextlib.contextmanager
+    def _flushing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.condemned = True
+            raise
+
     def write(self, data: memoryview, offset: int) -> None:
         """Writes data at the offset. Any thread."""
-        self._disk.write_at(self._data, data, offset, self._data_path)
+        with self._open():
+            self._disk.write_at(self._data, data, offset, self._data_path)
 
     def mark(self, start: int, end: int) -> None:
         """Journals [start, end), which must be written. Any thread."""
-        with self._lock:
+        with self._open(), self._lock:
             self._append(journal.done([(start, end)]))
 
     def read(self, view: memoryview, offset: int) -> int:
         """Reads back into view. Any thread. How many bytes there were."""
-        return os.preadv(self._data, [view], offset)
+        with self._open():
+            return os.preadv(self._data, [view], offset)
 
     def sync(self) -> None:
         """All that is marked now survives a power loss afterwards. Any thread, one at a time."""
-        with self._lock:
-            reached = self._journal_bytes
-        self._disk.sync_data(self._data, self._data_path)
-        with self._lock:
-            self._append(journal.checkpoint(reached))
-        self._disk.sync_data(self._journal, self._journal_path)
-        if not self._named:
-            self._disk.sync_directory(self._layout.partial)
-            self._named = True
+        with self._open():
+            with self._lock:
+                reached = self._journal_bytes
+            with self._flushing():
+                self._disk.sync_data(self._data, self._data_path)
+            with self._lock:
+                self._append(journal.checkpoint(reached))
+            with self._flushing():
+                self._disk.sync_data(self._journal, self._journal_path)
+            if not self._named:
+                self._disk.sync_directory(self._layout.partial)
+                self._named = True
 
     def restart(self) -> None:
         """Forgets all ranges, keeps the blocks: the content was proven wrong."""
-        with self._lock:
+        with self._open(), self._lock:
             self._disk.truncate(self._journal, 0, self._journal_path)
             os.lseek(self._journal, 0, os.SEEK_SET)
             self._journal_bytes = 0
@@ -111,13 +145,15 @@ class Partial:
         self._layout.check_real_directory(directory)
         self._disk.mkdir(os.path.dirname(directory))
         self._disk.mkdir(directory)
-        self._disk.sync(self._data, self._data_path)
-        self._disk.chmod(self._data, 0o444, self._data_path)
-        self._disk.rename(self._data_path, target)
-        self._disk.sync_directory(directory)
-        self._disk.unlink(self._journal_path)
-        self._disk.sync_directory(self._layout.partial)
-        published = os.fstat(self._data)
+        with self._open():
+            with self._flushing():
+                self._disk.sync(self._data, self._data_path)
+            self._disk.chmod(self._data, 0o444, self._data_path)
+            self._disk.rename(self._data_path, target)
+            self._disk.sync_directory(directory)
+            self._disk.unlink(self._journal_path)
+            self._disk.sync_directory(self._layout.partial)
+            published = os.fstat(self._data)
         self.close()
         return published
 
@@ -128,7 +164,13 @@ class Partial:
         self._disk.unlink(self._journal_path)
 
     def close(self) -> None:
-        """Gives back the descriptors; what is on disk stays."""
+        """Ends all use; what is on disk stays. A thread that is still within keeps the descriptors until it is out."""
+        with self._users_lock:
+            self._closed = True
+            if not self._users:
+                self._give_back()
+
+    def _give_back(self) -> None:
         for descriptor in (self._data, self._journal):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -144,17 +186,17 @@ class PartialStore:
 
     def open(self, digest: Digest, size_bytes: int) -> Partial:
         """Resumes the blob where its journal can be trusted, else starts it anew with all its blocks allocated."""
-        partial = Partial(self._disk, self._layout, digest, size_bytes)
         boot = journal.boot_id()
+        reading = self._read(digest, boot)
+        if reading is not None and reading.size_bytes == size_bytes:
+            with contextlib.suppress(FileNotFoundError):  # a journal without data
+                return self._opened(digest, size_bytes, lambda partial: partial._resume(reading, boot))  # noqa: SLF001
+        return self._opened(digest, size_bytes, lambda partial: partial._create(boot))  # noqa: SLF001
+
+    def _opened(self, digest: Digest, size_bytes: int, begin: Callable[[Partial], None]) -> Partial:
+        partial = Partial(self._disk, self._layout, digest, size_bytes)
         try:
-            reading = self._read(digest, boot)
-            try:
-                if reading is not None and reading.size_bytes == size_bytes:
-                    partial._resume(reading, boot)  # noqa: SLF001 - PartialStore makes Partials
-                    return partial
-            except FileNotFoundError:
-                partial.close()
-            partial._create(boot)  # noqa: SLF001
+            begin(partial)
         except BaseException:
             partial.close()
             raise

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from modelcached.errors import CacheError
 from modelcached.ledger.space import Reservation
 from modelcached.model import Digest, RepoId
 from modelcached.sources.http import Abort
@@ -124,8 +125,16 @@ class Flight:
             abort.set()
         self.moved.set()
 
+    @property
+    def ending(self) -> bool:
+        """It was cancelled or has failed for good, and only winds down: nobody should join it."""
+        return isinstance(self.failure, CacheError)
+
     def clear_failure(self) -> None:
-        """Another try begins."""
+        """Another try begins, unless the flight was ended for good while the last one wound down."""
+        if self.ending:
+            assert self.failure is not None
+            raise self.failure
         self.failure = None
         self.ended.clear()
 

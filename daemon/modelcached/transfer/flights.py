@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type
 
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Digest, RepoId
@@ -32,12 +33,14 @@ from modelcached.transfer.queue import WorkQueue
 log = structlog.get_logger()
 
 _HASH_AHEAD_BYTES = 8 << 20
+_HASH_STEP_BYTES = 64 << 20
 _CHECKPOINT_BYTES = 256 << 20
 _CHECKPOINT_SECONDS = 10.0
 _CONTENT_TRIES = 2
 """How often an origin may deliver a whole file of wrong bytes."""
 _STOP_SECONDS = 5.0
-_BACKOFF = wait_random_exponential(multiplier=0.25, max=15)  # full jitter
+_FIRST_BACKOFF_SECONDS = 0.25
+_MOST_BACKOFF_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,46 @@ class ContentError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+class _Patience:
+    """How long one part is tried for: its clock and its backoff begin anew whenever it makes progress."""
+
+    def __init__(self, seconds: float, part: Part) -> None:
+        self._seconds = seconds
+        self._part = part
+        self._reached = part.start
+        self._since = time.monotonic()
+        self._failures = 0
+        self.pause = 0.0
+        """Before the next try; seconds."""
+
+    @property
+    def seconds_left(self) -> float:
+        """Zero or less: another try would be beyond it."""
+        return self._seconds - (time.monotonic() - self._since)
+
+    @property
+    def is_over(self) -> bool:
+        """The last failure is the part's end."""
+        return self.seconds_left <= 0
+
+    def failed(self, error: TransientError) -> None:
+        """One try more without an end."""
+        if self._part.start > self._reached:
+            self._reached, self._since, self._failures = self._part.start, time.monotonic(), 0
+        if error.retry_after is not None:
+            self.pause = error.retry_after.total_seconds()
+            if self.pause > self.seconds_left:
+                self.give_up()  # it is told to the caller instead
+        else:
+            most = min(_MOST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2.0 ** min(self._failures, 16))
+            self.pause = min(random.uniform(0, most), max(0.0, self.seconds_left))  # noqa: S311 - full jitter
+        self._failures += 1
+
+    def give_up(self) -> None:
+        """No further try."""
+        self._seconds = 0.0
 
 
 class Flights:
@@ -90,7 +133,7 @@ class Flights:
     def get(self, digest: Digest) -> Flight | None:
         """The running flight of that blob; one that is ending can no longer be joined."""
         flight = self._flights.get(digest)
-        return flight if flight is not None and flight.failure is None else None
+        return flight if flight is not None and not flight.ending else None
 
     def all(self) -> list[Flight]:
         """All running flights, oldest first."""
@@ -122,7 +165,12 @@ class Flights:
             self.cancel(flight, CacheError(Reason.TRANSFER_CANCELLED, "nobody wants the transfer any more"))
 
     def cancel(self, flight: Flight, why: CacheError) -> None:
-        """Ends the flight; those who wait get ``why``. What is on disk stays and is resumed from."""
+        """Ends the flight; those who wait get ``why``. What is on disk stays and is resumed from.
+
+        One that is verified and only being published lands all the same.
+        """
+        if flight.ending or flight.stage >= Stage.PUBLISHING:
+            return
         flight.failure = why
         flight.abort()
 
@@ -166,11 +214,10 @@ class Flights:
             del self._flights[flight.digest]
 
     async def _small(self, flight: Flight) -> os.stat_result:
-        content = bytearray(flight.size_bytes)
+        content = bytearray()  # grows as it comes: ten thousand files may wait for their turn
 
         def keep(view: memoryview, offset: int) -> None:
-            self.limiter.take(len(view))
-            content[offset : offset + len(view)] = view
+            content[offset:] = view  # in order; another try begins at 0
 
         async def once() -> None:
             part = Part.of(0, flight.size_bytes)
@@ -203,6 +250,7 @@ class Flights:
                     if not resumed:
                         raise
                     flight.clear_failure()
+                    flight.origin.forget()
                     resumed = False  # what was kept from before may be what is wrong: that costs no try
                     log.warning("resumed content differs from its digest, fetching it again", digest=flight.digest.hex)
                     await once()
@@ -210,8 +258,9 @@ class Flights:
             await self._until_right(flight, once)
             flight.stage = Stage.PUBLISHING
             return await self._pools.on_flush(partial.publish, flight.repo_id)
-        except CacheError as error:
-            if error.reason is Reason.DIGEST_MISMATCH:
+        except BaseException as error:
+            wrong = isinstance(error, CacheError) and error.reason is Reason.DIGEST_MISMATCH
+            if wrong or partial.condemned:
                 await self._pools.on_disk(partial.discard)
             raise
         finally:
@@ -238,9 +287,10 @@ class Flights:
                     flight.origins = flight.origins[1:]
                     tries = 0
                     continue
-                raise CacheError(
+                flight.failure = CacheError(
                     Reason.DIGEST_MISMATCH, error.message, metadata={"digest": flight.digest.hex, "tries": tries}
-                ) from error
+                )
+                raise flight.failure from error
             else:
                 return
 
@@ -260,7 +310,8 @@ class Flights:
                 if flight.failure is not None:
                     raise flight.failure
                 flight.moved.clear()
-                reach = flight.ranges.prefix
+                # In steps: what an earlier try left may be a hundred gigabytes, and the flight may be ended meanwhile.
+                reach = min(flight.ranges.prefix, hashed + _HASH_STEP_BYTES)
                 if reach == flight.size_bytes or reach - hashed >= _HASH_AHEAD_BYTES:
                     if not flight.pending and not flight.active:
                         flight.stage = Stage.VERIFYING
@@ -290,6 +341,8 @@ class Flights:
 
     async def _queue_and_wait(self, flight: Flight, part: Part, sink: Callable[[memoryview, int], None]) -> None:
         """For small files: one part, kept by the caller's own sink."""
+        if flight.failure is not None:
+            raise flight.failure
         flight.pending.append(part)
         flight.small_sink = sink
         flight.stage = Stage.DOWNLOADING
@@ -330,37 +383,25 @@ class Flights:
                 flight.moved.set()
 
     async def _fetch(self, flight: Flight, part: Part) -> None:
-        progress_at, reached = time.monotonic(), part.start
-
-        def gives_up(_: RetryCallState) -> bool:
-            nonlocal progress_at, reached
-            if part.start > reached:
-                progress_at, reached = time.monotonic(), part.start
-            return time.monotonic() - progress_at >= self._limits.retry_timeout.total_seconds()
-
-        def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            asked = error.retry_after if isinstance(error, TransientError) else None
-            backoff = float(_BACKOFF(state))
-            if isinstance(error, TransientError) and error.reason is Reason.RATE_LIMITED:
-                self.cooldown.extend(asked or timedelta(seconds=max(1.0, backoff)))
-                return 0.0  # the cooldown is everybody's
-            return asked.total_seconds() if asked else backoff
-
+        patience = _Patience(self._limits.retry_timeout.total_seconds(), part)
         retrying = AsyncRetrying(
-            stop=gives_up, wait=wait, sleep=flight.nap, retry=retry_if_exception_type(TransientError), reraise=True
+            stop=lambda _: patience.is_over,
+            wait=lambda _: patience.pause,
+            sleep=flight.nap,
+            retry=retry_if_exception_type(TransientError),
+            reraise=True,
         )
         async for attempt in retrying:
             with attempt:
-                while (left := self.cooldown.seconds_left) > 0 and flight.failure is None:
-                    await flight.nap(left)
-                if flight.failure is not None:
-                    raise AbortedError
+                await self._cool_down(flight, patience)
                 try:
                     await self._once(flight, part)
                 except TransientError as error:
                     if error.reason is Reason.DIGEST_MISMATCH:
                         raise ContentError(error.message) from error
+                    patience.failed(error)
+                    if error.reason is Reason.RATE_LIMITED:
+                        self.cooldown.extend(timedelta(seconds=max(1.0, patience.pause)))
                     log.info(
                         "retrying a range",
                         origin=str(flight.origin),
@@ -371,6 +412,17 @@ class Flights:
                         attempt=attempt.retry_state.attempt_number,
                     )
                     raise
+
+    async def _cool_down(self, flight: Flight, patience: _Patience) -> None:
+        """Waits until upstream wants to be asked again; not at all when that is beyond our patience."""
+        while (left := self.cooldown.seconds_left) > 0 and not flight.ended.is_set():
+            if left > patience.seconds_left:
+                why = f"{flight.origin}: upstream limits our rate (429) and wants no request for {left:.0f} s"
+                patience.give_up()
+                raise TransientError(Reason.RATE_LIMITED, why, retry_after=timedelta(seconds=left))
+            await flight.nap(left)
+        if flight.ended.is_set():
+            raise AbortedError
 
     async def _once(self, flight: Flight, part: Part) -> None:
         abort = Abort()
@@ -390,12 +442,12 @@ class Flights:
 
             def sink(view: memoryview, offset: int) -> None:
                 end = offset + len(view)
+                self.limiter.take(len(view), abort.wait)
                 try:
                     if partial is None:
                         assert small is not None
                         small(view, offset)
                     else:
-                        self.limiter.take(len(view))
                         partial.write(view, offset)
                         if end - marked >= STEP_BYTES or end == part.end:
                             mark(end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from modelcached.sources.faults import MAX_RETRY_AFTER
@@ -17,8 +18,8 @@ class RateLimiter:
         self._lock = threading.Lock()
         self._free_at = 0.0  # when what was taken so far will have been paid for
 
-    def take(self, size_bytes: int) -> None:
-        """Waits until the bytes may be received."""
+    def take(self, size_bytes: int, sleep: Callable[[float], object] = time.sleep) -> None:
+        """Waits until the bytes may be received, or ``sleep`` was ended."""
         rate = self.bytes_per_second
         if rate <= 0:
             return
@@ -27,7 +28,7 @@ class RateLimiter:
             wait = self._free_at - now
             self._free_at = max(now, self._free_at) + size_bytes / rate
         if wait > 0:
-            time.sleep(wait)
+            sleep(wait)
 
 
 class Cooldown:
