@@ -12,6 +12,7 @@ from modelcached.cache import eviction
 from modelcached.cache.core import Core
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.space import Reservation
+from modelcached.ledger.victims import Name
 from modelcached.model import Digest, FileEntry, RepoId
 from modelcached.units import format_size
 
@@ -135,7 +136,7 @@ def orphans(core: Core) -> list[tuple[RepoId, Digest]]:
     found = []
     for repo_id, repo in core.index.repos.items():
         linked = {digest for snapshot in repo.snapshots.values() for digest in snapshot.digests}
-        found += [(repo_id, d) for d in repo.blobs if d not in linked and not core.use.held(d)]
+        found += [(repo_id, d) for d in repo.blobs if d not in linked and not core.use.holds(Name(repo_id, d))]
     return found
 
 
@@ -154,8 +155,7 @@ async def drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: 
             break
         if core.use.held(digest):  # asked again: a request has come since the list was made
             continue
-        with core.use.hold((), (digest,)):
-            await core.pools.on_disk(core.partials.remove, digest)
+        await core.pools.on_disk(core.partials.remove, digest)
         await core.measure("partial")
         freed, dropped = before - core.space.used_bytes, True
         log.info("removed unfinished blob", digest=digest.hex)
@@ -163,11 +163,10 @@ async def drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: 
         if wanted_bytes is not None and freed >= wanted_bytes:
             break
         blob = core.index.repo(repo_id).blobs[digest]
-        if blob.stamp.mtime_ns / 1e9 >= horizon or core.use.held(digest):
+        if blob.stamp.mtime_ns / 1e9 >= horizon or core.use.holds(Name(repo_id, digest)):
             continue
-        del core.index.repo(repo_id).blobs[digest]
-        with core.use.hold((), (digest,)):
-            await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
+        core.index.drop_link(repo_id, digest)
+        await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
         await core.measure_after(repo_id)
         freed, dropped = before - core.space.used_bytes, True
         log.info("removed blob that no snapshot links to", repo_id=repo_id, digest=digest.hex)

@@ -24,6 +24,7 @@ from modelcached.cache.requests import Phase, Progress
 from modelcached.errors import CacheError, Reason
 from modelcached.events import BlobCondemned
 from modelcached.ledger.space import Reservation
+from modelcached.ledger.victims import Name
 from modelcached.model import Digest, FileEntry, RepoId, Revision, Selection, SnapshotId, as_commit, repo_folder
 from modelcached.sources.http import HttpSource, RemoteFile
 from modelcached.sources.origin import HubOrigin, LocalOrigin, Origin
@@ -65,6 +66,11 @@ class Want:
     def digests(self) -> set[Digest]:
         """Their blobs."""
         return {entry.digest for entry in self.entries.values()}
+
+    @cached_property
+    def names(self) -> set[Name]:
+        """Those blobs as the repository's own."""
+        return {Name(self.snapshot.repo_id, digest) for digest in self.digests}
 
     @cached_property
     def bytes_total(self) -> int:
@@ -181,7 +187,8 @@ class Assembly:
         """Returns when every selection is published; raises CacheError."""
         reservation: Reservation | None = None
         digests = {digest for want in self.wants for digest in want.digests}
-        with self.core.use.hold((want.snapshot for want in self.wants), digests):
+        names = {name for want in self.wants for name in want.names}
+        with self.core.use.hold((want.snapshot for want in self.wants), names):
             try:
                 self.phase = Phase.RESERVING
                 for want in self.wants:
@@ -237,7 +244,7 @@ class Assembly:
             if blob is not None and blob.foreign:
                 continue  # copied and verified by a flight
             if status is None:
-                repo.blobs.pop(digest, None)
+                self.core.index.drop_link(repo_id, digest)
                 continue
             if blob is not None and blob.verified and BlobStamp.of(status) == blob.stamp:
                 continue
@@ -273,15 +280,16 @@ class Assembly:
             there = await self.core.pools.on_disk(_regular, self.core.layout.blob(donor, digest))
             if there is None or BlobStamp.of(there) != expected.stamp:
                 continue  # not what was verified: fetched anew, the donor is healed when it is asked for
+            givers = [s.id for s in self.core.index.repo(donor).snapshots.values() if digest in s.digests]
             try:
-                status = await self.core.pools.on_disk(self.core.snapshots.link_blob, digest, donor, target)
+                with self.core.use.hold(givers, (Name(donor, digest),)):
+                    status = await self.core.pools.on_disk(self.core.snapshots.link_blob, digest, donor, target)
             except (OSError, CacheError) as error:
                 # Too many links, a filesystem without, a donor whose directory is none: a second copy is only larger.
                 log.info("cannot link, fetching instead", digest=digest.hex, why=str(error))
                 continue
             blob = Blob.verified_now(status)
-            self.core.index.repo(target).blobs[digest] = blob
-            expected.link_count = blob.link_count
+            self.core.index.add_link(target, digest, blob)
             self.core.space.add(repo_folder(target), blob.stamp.inode, blob.allocated_bytes)
             if digest not in self.joined:
                 self.tallies[want.snapshot].linked_bytes += entry.size_bytes

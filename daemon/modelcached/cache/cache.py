@@ -135,8 +135,7 @@ class Cache:
         token = request.token or read_token(self.core.config.hub.token_file)
         wants = tuple([await self._want(model, token, watch) for model in request.models])
         snapshots = [want.snapshot for want in wants]
-        digests = {digest for want in wants for digest in want.digests}
-        with self.core.use.hold(snapshots, digests):
+        with self.core.use.hold(snapshots, {name for want in wants for name in want.names}):
             tallies: dict[SnapshotId, Tally] = {}
             if not all([await is_whole(self.core, want) for want in wants]):
                 tallies = await self._assemble(wants, token, watch)
@@ -204,7 +203,7 @@ class Cache:
     async def _fetch_one(self, want: Want, token: str | None) -> bytes:
         """A single file's verified content; its blob stays for the snapshot that will want it."""
         (entry,) = want.entries.values()
-        with self.core.use.hold((), (entry.digest,)):
+        with self.core.use.hold((), want.names):
             assembly = self._assembly((want,), token, publish=False)
             with assembly.waiting():
                 assert assembly.task is not None

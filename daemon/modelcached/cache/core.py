@@ -155,10 +155,20 @@ class Core:
 
     async def point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
         """Points a branch or tag at a snapshot that is whole; the last step of its publication."""
-        refs = self.index.repo(repo_id).refs
-        known = refs.get(revision) == commit
+        known = self.index.repo(repo_id).refs.get(revision) == commit
         if known and await self.pools.on_disk(self.snapshots.says, repo_id, revision, commit):
             return
-        await self.pools.on_disk(self.snapshots.write_ref, repo_id, revision, commit)
+        await self.settled(repo_id)
+        refs = self.index.repo(repo_id).refs
+        before = refs.get(revision)
+        # Believed before it is written: an eviction that begins meanwhile must not take the ref for its own.
         refs[revision] = commit
+        try:
+            await self.pools.on_disk(self.snapshots.write_ref, repo_id, revision, commit)
+        except Exception:
+            if before is None:
+                refs.pop(revision, None)
+            else:
+                refs[revision] = before
+            raise
         self.use.named(repo_id, revision, commit)

@@ -30,7 +30,7 @@ _LINK_BYTES = 4096
 
 def protections(core: Core, snapshot: Snapshot) -> list[Protection]:
     """What keeps the snapshot from going."""
-    return core.use.protections(snapshot.id, snapshot.digests, core.refs())
+    return core.use.protections(snapshot.id, core.refs())
 
 
 def evictable(core: Core) -> list[SnapshotId]:
@@ -39,7 +39,7 @@ def evictable(core: Core) -> list[SnapshotId]:
     free = [
         s.id
         for s in core.index.snapshots()
-        if s.state is not SnapshotState.CONDEMNED and not core.use.protections(s.id, s.digests, refs)
+        if s.state is not SnapshotState.CONDEMNED and not core.use.protections(s.id, refs)
     ]
     return core.use.order(free)
 
@@ -53,7 +53,9 @@ def shares(core: Core) -> Shares:
             if snapshot.state is not SnapshotState.CONDEMNED:
                 users.update(Name(repo_id, digest) for digest in snapshot.digests)
         for digest, blob in repo.blobs.items():
-            inodes[Name(repo_id, digest)] = Inode(blob.stamp.inode, blob.allocated_bytes, blob.link_count)
+            name = Name(repo_id, digest)
+            users[name] += core.use.holds(name)
+            inodes[name] = Inode(blob.stamp.inode, blob.allocated_bytes, blob.link_count)
     return Shares(users, inodes)
 
 
@@ -97,10 +99,15 @@ def condemn(core: Core, ids: Iterable[SnapshotId], reason: str) -> list[asyncio.
     for snapshot in check(core, ids):
         snapshot.state = SnapshotState.CONDEMNED
         # Names that go are out of the books at once: nobody may link to them from now on.
-        repo = core.index.repo(snapshot.id.repo_id)
-        names = [d for d in snapshot.digests if not core.index.needed(snapshot.id.repo_id, d, without=snapshot.id)]
+        # What a request under way will link to stays, though its snapshot goes.
+        repo_id = snapshot.id.repo_id
+        names = [
+            digest
+            for digest in snapshot.digests
+            if not core.index.needed(repo_id, digest, without=snapshot.id) and not core.use.holds(Name(repo_id, digest))
+        ]
         for digest in names:
-            repo.blobs.pop(digest, None)
+            core.index.drop_link(repo_id, digest)
         task = asyncio.create_task(_remove(core, snapshot, names, reason), name=f"evict {snapshot.id}")
         core.evictions[snapshot.id] = task
         tasks.append(task)
@@ -113,7 +120,9 @@ async def _remove(core: Core, snapshot: Snapshot, names: list[Digest], reason: s
     repo = core.index.repo(snapshot.id.repo_id)
     try:
         moves = {revision: _successor(core, snapshot, revision) for revision in core.index.revisions(snapshot.id)}
-        await core.pools.on_disk(_remove_from_disk, core, snapshot, names, moves)
+        # Requests that come from now on wait until this has settled; one under way needs its directories.
+        last = not core.use.holds_in(snapshot.id.repo_id)
+        await core.pools.on_disk(_remove_from_disk, core, snapshot, names, moves, last=last)
         for revision, successor in moves.items():
             if successor is None:
                 repo.refs.pop(revision, None)
@@ -149,7 +158,7 @@ def _successor(core: Core, snapshot: Snapshot, revision: Revision) -> Commit | N
 
 
 def _remove_from_disk(
-    core: Core, snapshot: Snapshot, names: list[Digest], moves: dict[Revision, Commit | None]
+    core: Core, snapshot: Snapshot, names: list[Digest], moves: dict[Revision, Commit | None], *, last: bool
 ) -> None:
     repo_id = snapshot.id.repo_id
     for revision, successor in moves.items():
@@ -167,4 +176,5 @@ def _remove_from_disk(
     core.manifests.remove(snapshot.id)
     if trashed is not None:
         core.disk.remove_tree(trashed)
-    core.snapshots.remove_empty_repo(repo_id)
+    if last:
+        core.snapshots.remove_empty_repo(repo_id)

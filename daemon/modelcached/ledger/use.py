@@ -16,6 +16,7 @@ from typing import TypeVar
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.database import Contents, Database, Statement
 from modelcached.ledger.leases import Lease, LeasedModel, LeaseKind
+from modelcached.ledger.victims import Name
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class UseLedger:
         }
         self._tick = max((usage.tick for usage in self.usage.values()), default=0)
         self._held_snapshots: Counter[SnapshotId] = Counter()
+        self._held_names: Counter[Name] = Counter()
         self._held_digests: Counter[Digest] = Counter()
         self.pins: set[tuple[RepoId, Revision]] = {(RepoId(repo), Revision(rev)) for repo, rev in contents.pins}
         self.leases: dict[str, Lease] = {}
@@ -122,19 +124,33 @@ class UseLedger:
     # Holds
 
     @contextmanager
-    def hold(self, snapshots: Iterable[SnapshotId], digests: Iterable[Digest]) -> Iterator[None]:
-        """For the time of a request: what it is about to use is never a victim."""
-        snapshots, digests = list(snapshots), list(digests)
+    def hold(self, snapshots: Iterable[SnapshotId], names: Iterable[Name]) -> Iterator[None]:
+        """For the time of a request: what it is about to use is never a victim.
+
+        Blobs are held by name: another snapshot with the same tokenizer may go, and this name of it stays.
+        """
+        snapshots, names = list(snapshots), list(names)
+        digests = [name.digest for name in names]
         self._held_snapshots.update(snapshots)
+        self._held_names.update(names)
         self._held_digests.update(digests)
         try:
             yield
         finally:
             _drop(self._held_snapshots, snapshots)
+            _drop(self._held_names, names)
             _drop(self._held_digests, digests)
 
+    def holds(self, name: Name) -> bool:
+        """A request is about to link to that name of a blob."""
+        return self._held_names[name] > 0
+
+    def holds_in(self, repo_id: RepoId) -> bool:
+        """A request is about to put something into the repository."""
+        return any(name.repo_id == repo_id for name in self._held_names)
+
     def held(self, digest: Digest) -> bool:
-        """A request is about to use the blob."""
+        """A request is about to use the blob, in whichever repository: what there is of it unfinished stays."""
         return self._held_digests[digest] > 0
 
     # Leases
@@ -268,14 +284,14 @@ class UseLedger:
 
     # The question
 
-    def protections(self, snapshot: SnapshotId, digests: Iterable[Digest], refs: Refs) -> list[Protection]:
+    def protections(self, snapshot: SnapshotId, refs: Refs) -> list[Protection]:
         """Everything that keeps the snapshot from going; empty means it may."""
         found = [Protection("pinned", f"{snapshot.repo_id}@{revision}") for revision in self.pins_on(snapshot, refs)]
         found += [
             Protection("leased", f"{lease.holder or 'unnamed'} ({lease.kind.value} lease {lease.id})")
             for lease in self.leases_on(snapshot, refs)
         ]
-        if self._held_snapshots[snapshot] or any(self._held_digests[digest] for digest in digests):
+        if self._held_snapshots[snapshot]:
             found.append(Protection("held", "a request under way"))
         return found
 

@@ -109,6 +109,25 @@ class Index:
         repo = self.repos.get(repo_id)
         return repo.blobs.get(digest) if repo else None
 
+    def add_link(self, repo_id: RepoId, digest: Digest, blob: Blob) -> None:
+        """Believes in one more name of an inode; all its names now know how many there are."""
+        self.repo(repo_id).blobs[digest] = blob
+        for other in self._names(digest, blob.stamp.inode):
+            other.link_count = blob.link_count
+
+    def drop_link(self, repo_id: RepoId, digest: Digest) -> None:
+        """Believes in one name less; those that are left know it."""
+        blob = self.repo(repo_id).blobs.pop(digest, None)
+        if blob is not None:
+            for other in self._names(digest, blob.stamp.inode):
+                other.link_count -= 1
+
+    def _names(self, digest: Digest, inode: int) -> Iterator[Blob]:
+        for repo in self.repos.values():
+            blob = repo.blobs.get(digest)
+            if blob is not None and blob.stamp.inode == inode:
+                yield blob
+
     def donor(self, digest: Digest) -> RepoId | None:
         """A repository that has the digest, verified and safe to link to."""
         for repo_id, repo in self.repos.items():
