@@ -13,7 +13,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import structlog
 
 from modelcached import __version__
 from modelcached.cache import Cache, Core
+from modelcached.cache.admission import blob_bytes
 from modelcached.cache.recovery import recover
 from modelcached.cache.requests import Status
 from modelcached.catalog import Catalog, CatalogLimits
@@ -69,7 +70,6 @@ class Daemon:
         self.own_pod_uid = os.environ.get("POD_UID", "")
         self.pods = PodsDirectory(config.leases.kubelet_pods_dir, self.own_pod_uid)
         self.tasks: list[asyncio.Task[None]] = []
-        self.background: set[asyncio.Task[None]] = set()  # or the garbage collector may take them
         self.serving = False
 
     async def start(self) -> None:
@@ -99,8 +99,9 @@ class Daemon:
             partials=self.core.partials,
             limits=TransferLimits(config.transfer.connections, config.transfer.retry_timeout),
             limiter=RateLimiter(config.transfer.rate_limit),
-            allocated=self._allocated,
+            allocating=self._allocating,
             published=self._published,
+            ended=self._flown,
         )
         self.catalog = Catalog(
             apis=[
@@ -148,34 +149,40 @@ class Daemon:
         )
 
     def _loop_task(self, seconds: float, name: str, work: Any) -> None:
-        self.tasks.append(asyncio.create_task(loops.every(seconds, name, work), name=name))
+        self.tasks.append(asyncio.create_task(loops.every(seconds, name, work, self._observe), name=name))
 
     def _observe(self, event: Event) -> None:
         self.metrics.observe(event)
 
-    def _allocated(self, flight: Flight) -> None:
-        """A partial has its blocks: they are used now and promised no longer."""
-        reservation = flight.reservation
-        if flight.partial is None or reservation is None:
-            return
-
-        async def account() -> None:
-            await self.core.measure("partial")
-            reservation.spend(flight.reserved_bytes)
-            flight.reserved_bytes = 0
-
-        task = asyncio.create_task(account())
-        self.background.add(task)
-        task.add_done_callback(self.background.discard)
+    @contextlib.asynccontextmanager
+    async def _allocating(self, flight: Flight) -> AsyncIterator[None]:
+        """A partial gets its blocks: from one step to the next they are used and promised no longer."""
+        async with self.core.measuring("partial"):
+            yield
+            if flight.partial is None or flight.reservation is None:
+                return
+            sizes = await self.pools.on_disk(flight.partial.allocated)
+            for inode, size in sizes.items():
+                self.core.space.add("partial", inode, size)
+            # Counted until the flight has ended, wherever a look at the directories finds them meanwhile.
+            self.core.space.set_area(_area(flight), sizes)
+            grows = max(0, blob_bytes(flight.size_bytes) - sum(sizes.values()))  # the journal does
+            left = min(flight.reserved_bytes, grows)
+            flight.reservation.spend(flight.reserved_bytes - left)
+            flight.reserved_bytes = left
 
     def _published(self, flight: Flight, status: os.stat_result) -> None:
         """A blob is in its repository: belief, account and counters follow in the same step."""
         blob = Blob.verified_now(status)
         self.core.index.repo(flight.repo_id).blobs[flight.digest] = blob
         self.core.space.add(repo_folder(flight.repo_id), blob.stamp.inode, blob.allocated_bytes)
-        if flight.reservation is not None and flight.small_sink is not None:
+        if flight.reservation is not None:
             flight.reservation.spend(flight.reserved_bytes)
         self.metrics.observe(BytesFetched(flight.origin.label, flight.fetched_bytes))
+
+    def _flown(self, flight: Flight) -> None:
+        """Its blocks are where the next look finds them."""
+        self.core.space.set_area(_area(flight), {})
 
     def apply(self, config: Config) -> None:
         """A reload: what can change while running does."""
@@ -205,6 +212,10 @@ class Daemon:
         self.pools.stop()
         self.lock.release()
         log.info("stopped")
+
+
+def _area(flight: Flight) -> str:
+    return f"flight {flight.digest.hex}"
 
 
 def _open_state(disk: Disk, layout: Layout) -> tuple[sqlite3.Connection, bool]:

@@ -101,7 +101,12 @@ class Core:
         for name in names:
             path, skip = fixed.get(name, (f"{self.layout.hub}/{name}", frozenset[str]()))
             async with self._measuring[name]:  # a slow look must not overwrite a later one
+                self.space.begin_look(name)
                 self.space.set_area(name, await self.pools.on_disk(measure, path, skip=skip))
+
+    def measuring(self, name: str) -> asyncio.Lock:
+        """Held while the area is looked at, or while something must not be seen half done there."""
+        return self._measuring[name]
 
     async def measure_hub(self) -> None:
         """All of hub/, one area a folder; what is no folder of a repository counts too."""

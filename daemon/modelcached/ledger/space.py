@@ -53,11 +53,17 @@ class Space:
     reserved_bytes: int = 0
     _areas: dict[str, dict[int, int]] = field(default_factory=dict)
     _inodes: dict[int, tuple[int, int]] = field(default_factory=dict)  # inode -> (bytes, areas that have it)
+    _added: dict[str, dict[int, int]] = field(default_factory=dict)  # since a look at that area began
     _reservations: dict[int, Reservation] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
+    def begin_look(self, name: str) -> None:
+        """Somebody begins to measure the area: what is added until then is not lost to an older look."""
+        self._added[name] = {}
+
     def set_area(self, name: str, sizes: dict[int, int]) -> None:
         """What the area holds now: allocated bytes by inode. Empty forgets the area."""
+        sizes = {**sizes, **self._added.pop(name, {})}
         for inode in self._areas.pop(name, {}):
             size, areas = self._inodes[inode]
             if areas == 1:
@@ -75,6 +81,8 @@ class Space:
 
     def add(self, name: str, inode: int, size_bytes: int) -> None:
         """One more inode in the area, until it is measured again."""
+        if (added := self._added.get(name)) is not None:
+            added[inode] = size_bytes
         area = self._areas.setdefault(name, {})
         before, areas = self._inodes.get(inode, (0, 0))
         self._inodes[inode] = (size_bytes, areas if inode in area else areas + 1)

@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -110,16 +111,22 @@ class Flights:
         partials: PartialStore,
         limits: TransferLimits,
         limiter: RateLimiter,
-        allocated: Callable[[Flight], None],
+        allocating: Callable[[Flight], AbstractAsyncContextManager[None]],
         published: Callable[[Flight, os.stat_result], None],
+        ended: Callable[[Flight], None],
     ) -> None:
-        """``allocated`` and ``published`` are called on the loop as soon as the disk has changed."""
+        """All three keep the account.
+
+        ``allocating`` surrounds the opening of a partial, ``published`` is called in the step in which
+        a blob is there, ``ended`` when nothing of the flight is open any more.
+        """
         self._pools = pools
         self._partials = partials
         self._limits = limits
         self.limiter = limiter
         self.cooldown = Cooldown()
-        self._allocated = allocated
+        self._allocating = allocating
+        self._ended = ended
         self._published = published
         self._flights: dict[Digest, Flight] = {}
         self._numbers = itertools.count()
@@ -206,6 +213,7 @@ class Flights:
             if isinstance(error, asyncio.CancelledError):
                 raise
         finally:
+            self._ended(flight)
             for origin in flight.origins:
                 origin.forget()
 
@@ -226,16 +234,15 @@ class Flights:
             if not matches(flight.digest, content):
                 raise ContentError(f"{flight.origin}: content differs from {flight.digest}")
 
-        self._allocated(flight)
         await self._until_right(flight, once)
         flight.stage = Stage.PUBLISHING
         publish = self._partials.publish_small
         return await self._pools.on_flush(publish, flight.repo_id, flight.digest, bytes(content))
 
     async def _large(self, flight: Flight) -> os.stat_result:
-        partial = await self._pools.on_disk(self._partials.open, flight.digest, flight.size_bytes)
-        flight.partial = partial
-        self._allocated(flight)
+        async with self._allocating(flight):
+            partial = await self._pools.on_disk(self._partials.open, flight.digest, flight.size_bytes)
+            flight.partial = partial
         flight.ranges.spans = list(partial.resumed.spans)
         resumed = bool(flight.ranges.spans)
         try:
