@@ -52,5 +52,14 @@ class HubCalled:
     outcome: str
 
 
-Event = RequestEnded | BytesFetched | SnapshotEvicted | BlobCondemned | HubCalled
+@dataclass(frozen=True, slots=True)
+class UpkeepRan:
+    """A loop beside the requests had its turn."""
+
+    loop: str
+    outcome: str
+    """ok or error."""
+
+
+Event = RequestEnded | BytesFetched | SnapshotEvicted | BlobCondemned | HubCalled | UpkeepRan
 Observer = Callable[[Event], None]

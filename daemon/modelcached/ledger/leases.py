@@ -59,6 +59,11 @@ class Lease:
     """CLOCK_BOOTTIME, in ``boot_id``."""
     pod_uid: str = ""
 
+    def __str__(self) -> str:
+        """Who holds it and how, for refusals: what an operator needs to find them."""
+        pod = f", pod {self.pod_uid}" if self.pod_uid and self.pod_uid not in self.holder else ""
+        return f"{self.holder or 'unnamed'} ({self.kind.value} lease {self.id}{pod})"
+
     def to_json(self) -> str:
         """As it lies in state.db."""
         data = asdict(self)

@@ -287,10 +287,7 @@ class UseLedger:
     def protections(self, snapshot: SnapshotId, refs: Refs) -> list[Protection]:
         """Everything that keeps the snapshot from going; empty means it may."""
         found = [Protection("pinned", f"{snapshot.repo_id}@{revision}") for revision in self.pins_on(snapshot, refs)]
-        found += [
-            Protection("leased", f"{lease.holder or 'unnamed'} ({lease.kind.value} lease {lease.id})")
-            for lease in self.leases_on(snapshot, refs)
-        ]
+        found += [Protection("leased", str(lease)) for lease in self.leases_on(snapshot, refs)]
         if self._held_snapshots[snapshot]:
             found.append(Protection("held", "a request under way"))
         return found

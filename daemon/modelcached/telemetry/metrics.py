@@ -10,7 +10,15 @@ from prometheus_client.registry import Collector
 
 from modelcached import __version__
 from modelcached.cache.requests import Status
-from modelcached.events import BlobCondemned, BytesFetched, Event, HubCalled, RequestEnded, SnapshotEvicted
+from modelcached.events import (
+    BlobCondemned,
+    BytesFetched,
+    Event,
+    HubCalled,
+    RequestEnded,
+    SnapshotEvicted,
+    UpkeepRan,
+)
 
 # A hit takes milliseconds, a cold 140 GB model hours.
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
@@ -55,6 +63,13 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._upkeep = Counter(
+            "modelcached_upkeep_runs",
+            "Turns of the loops beside requests, by outcome",
+            ["loop", "outcome"],
+            registry=self.registry,
+        )
+
     def observe(self, event: Event) -> None:
         """Counts what happened."""
         match event:
@@ -70,6 +85,8 @@ class Metrics:
                 self._condemned.inc()
             case HubCalled(call, outcome):
                 self._hub.labels(call, outcome).inc()
+            case UpkeepRan(loop, outcome):
+                self._upkeep.labels(loop, outcome).inc()
 
 
 class _Gauges(Collector):

@@ -10,6 +10,7 @@ import structlog
 from modelcached.cache import Cache, Core
 from modelcached.cache.admission import drop_leftovers
 from modelcached.cache.eviction import condemn, plan
+from modelcached.events import Observer, UpkeepRan
 from modelcached.ledger.leases import LeaseKind, PodWitness
 from modelcached.sources.http import HttpSource
 from modelcached.units import format_size
@@ -25,14 +26,18 @@ IDLE_SECONDS = 10.0
 """A connection that was not used for so long is closed."""
 
 
-async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """For ever; an error is logged and the next turn tries again."""
+async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]], observe: Observer) -> None:
+    """For ever; an error is logged and counted, and the next turn tries again."""
     while True:
         await asyncio.sleep(seconds)
+        outcome = "error"
         try:
             await work()
+            outcome = "ok"
         except Exception:
             log.exception("upkeep failed, will try again", loop=name)
+        finally:
+            observe(UpkeepRan(name, outcome))
 
 
 async def close_idle(source: HttpSource) -> None:
@@ -47,32 +52,36 @@ class LeaseKeeper:
         self._cache = cache
         self._pods = pods
         self._witness = PodWitness()
-        self.witness_healthy = True
+        self._witness_healthy = True
 
     async def look(self) -> None:
         """Once."""
         use = self._cache.core.use
         ended = {lease.id: "its time is up" for lease in use.expired()}
         pods = {lease.pod_uid for lease in use.leases.values() if lease.kind is LeaseKind.POD}
+        healthy = True  # nobody needs the witness
         if pods:
             seen = await self._cache.core.pools.on_disk(self._pods.look, frozenset(pods))
-            if seen.healthy != self.witness_healthy:
-                log.warning("pods directory", healthy=seen.healthy, directory=str(self._pods.path))
-                self.witness_healthy = seen.healthy
+            healthy = seen.healthy
             gone = self._witness.look(seen, pods)
             ended |= {lease.id: "its pod has gone" for lease in use.leases.values() if lease.pod_uid in gone}
-            topic = "pods directory"
-            if seen.healthy:
-                self._cache.core.degraded.pop(topic, None)
-            else:
-                self._cache.core.degraded[topic] = (
-                    f"{self._pods.path} shows no pod that is known to be there: pod leases do not end"
-                )
+        self._tell(healthy=healthy)
         for lease_id, why in ended.items():
             lease = use.leases.get(lease_id)
             if lease is not None:
                 log.info("lease ended", lease=lease_id, kind=lease.kind.value, holder=lease.holder, why=why)
         await self._cache.release_leases(list(ended))
+
+    def _tell(self, *, healthy: bool) -> None:
+        """Whether absence means anything, where operators look."""
+        topic, degraded = "pods directory", self._cache.core.degraded
+        if healthy:
+            degraded.pop(topic, None)
+        else:
+            degraded[topic] = f"{self._pods.path} shows no pod that is known to be there: pod leases do not end"
+        if healthy != self._witness_healthy:
+            self._witness_healthy = healthy
+            log.warning("pods directory", healthy=healthy, directory=str(self._pods.path))
 
 
 async def sweep_leftovers(core: Core) -> None:
