@@ -85,7 +85,13 @@ class Daemon:
         def status_from_thread() -> Status:
             return asyncio.run_coroutine_threadsafe(self.cache.status(), loop).result(SCRAPE_SECONDS)
 
-        self.metrics = Metrics(status_from_thread)
+        def tasks_from_thread() -> int:
+            async def count() -> int:
+                return len(asyncio.all_tasks()) - 1  # without this one
+
+            return asyncio.run_coroutine_threadsafe(count(), loop).result(SCRAPE_SECONDS)
+
+        self.metrics = Metrics(status_from_thread, tasks_from_thread)
         use = UseLedger(self.database, contents, self.clock, config.leases.reconnect_grace.total_seconds())
         self.core = Core(
             config, self.layout, self.disk, self.pools, self.database, use, self.clock, self.metrics.observe

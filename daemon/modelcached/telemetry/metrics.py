@@ -27,10 +27,10 @@ _SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 30, 60, 120, 300, 600, 1200, 1800, 360
 class Metrics:
     """The registry, and the observer that fills its counters."""
 
-    def __init__(self, status: Callable[[], Status]) -> None:
-        """``status`` is called from the scrape's thread at each scrape."""
+    def __init__(self, status: Callable[[], Status], tasks: Callable[[], int]) -> None:
+        """``status`` and ``tasks`` (of the event loop) are called from the scrape's thread at each scrape."""
         self.registry = CollectorRegistry()
-        self.registry.register(_Gauges(status))
+        self.registry.register(_Gauges(status, tasks))
         self._requests = Counter(
             "modelcached_requests",
             "EnsureModel calls by outcome, and reason of the failed ones",
@@ -90,8 +90,9 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, status: Callable[[], Status]) -> None:
+    def __init__(self, status: Callable[[], Status], tasks: Callable[[], int]) -> None:
         self._status = status
+        self._tasks = tasks
 
     def describe(self) -> Iterator[Metric]:
         """Nothing is read when the registry is built."""
@@ -121,6 +122,7 @@ class _Gauges(Collector):
             "transfers": ("Models on their way", len(status.transfers)),
             "transfer_waiters": ("Calls that wait for a transfer", sum(t.progress.waiters for t in status.transfers)),
             "degraded": ("Reasons why the daemon is not as it should be", len(status.degraded)),
+            "event_loop_tasks": ("Running tasks; at rest always the same, or something was left behind", self._tasks()),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"modelcached_{name}", text, value=value)
