@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
@@ -44,6 +44,11 @@ def fingerprint(token: str | None) -> str:
     return hashlib.sha256(b"modelcached:" + token.encode()).hexdigest()[:16] if token else "anonymous"
 
 
+def is_silence(error: CacheError) -> bool:
+    """The Hub said nothing about the question; anything else is its word."""
+    return error.reason in (Reason.UPSTREAM_UNAVAILABLE, Reason.UPSTREAM_STALLED, Reason.RATE_LIMITED)
+
+
 @dataclass(frozen=True, slots=True)
 class CatalogLimits:
     """Times of the Hub's answers."""
@@ -61,6 +66,17 @@ class Answer:
     """It could not be asked for in time; this is the newest that is cached."""
     restricted: bool | None
     """None where nobody was asked."""
+
+
+@dataclass(slots=True, eq=False)
+class _Question(Generic[T]):
+    """What the Hub is being asked at this moment, for all who want to know."""
+
+    task: asyncio.Task[T]
+    asked_at: float
+    """time.monotonic()"""
+    late: bool = False
+    """It is silent for longer than those wait for whom something cached can stand in."""
 
 
 class Breaker:
@@ -106,7 +122,7 @@ class Catalog:
         self._observe = observe
         self.breaker = Breaker()
         self._resolved: dict[tuple[RepoId, Revision, str], tuple[float, Resolved]] = {}
-        self._asking: dict[object, asyncio.Task[Any]] = {}
+        self._asking: dict[object, _Question[Any]] = {}
 
     async def resolve(self, repo_id: RepoId, revision: Revision, token: str | None, cached: Commit | None) -> Answer:
         """The commit that the revision means. ``cached``: a whole commit that can stand in for it.
@@ -131,22 +147,11 @@ class Catalog:
             self._resolved[key] = (time.monotonic(), resolved)
             return resolved
 
-        question: asyncio.Task[Resolved] = self._once(("resolve", *key), ask)
-        try:
-            wait = STALE_AFTER if cached is not None else None
-            resolved = await asyncio.wait_for(asyncio.shield(question), wait.total_seconds() if wait else None)
-        except TimeoutError:
-            self.breaker.failed()
+        question: _Question[Resolved] = self._once(("resolve", *key), ask)
+        resolved = await self._answer(question, stand_in=cached is not None)
+        if resolved is None:
             assert cached is not None
-            log.warning("the Hub is slow, serving the cached commit", repo_id=repo_id, revision=revision, commit=cached)
-            return Answer(cached, stale=True, restricted=None)
-        except CacheError as error:
-            silent = error.reason in (Reason.UPSTREAM_UNAVAILABLE, Reason.UPSTREAM_STALLED, Reason.RATE_LIMITED)
-            if cached is None or not silent:
-                raise
-            log.warning(
-                "the Hub failed, serving the cached commit", repo_id=repo_id, revision=revision, why=error.message
-            )
+            log.warning("serving the cached commit", repo_id=repo_id, revision=revision, commit=cached)
             return Answer(cached, stale=True, restricted=None)
         return Answer(resolved.commit, stale=False, restricted=resolved.restricted)
 
@@ -171,17 +176,24 @@ class Catalog:
                 ),
             )
 
-        listing: asyncio.Task[Manifest] = self._once(("tree", snapshot, fingerprint(token)), ask)
-        return Record(await asyncio.shield(listing))
+        listing: _Question[Manifest] = self._once(("tree", snapshot, fingerprint(token)), ask)
+        return Record(await asyncio.shield(listing.task))
 
-    async def check_access(self, repo_id: RepoId, token: str | None) -> None:
-        """Asks the Hub whether the token may read the repository. Raises CacheError where not, or where nobody says."""
+    async def check_access(self, repo_id: RepoId, token: str | None, *, known: bool) -> bool:
+        """Whether the Hub says in time that the token may read the repository.
 
-        async def ask() -> None:
+        ``known``: it said so before, and its silence need not be waited for. Raises CacheError where the token
+        may not, or where nobody says and nobody said.
+        """
+        if known and self.breaker.open:
+            return False
+
+        async def ask() -> bool:
             await self._ask("auth", lambda api, left: api.check_access(repo_id, self._for(api, token), left))
+            return True
 
-        question: asyncio.Task[None] = self._once(("auth", repo_id, fingerprint(token)), ask)
-        await asyncio.shield(question)
+        question: _Question[bool] = self._once(("auth", repo_id, fingerprint(token)), ask)
+        return await self._answer(question, stand_in=known) or False
 
     def expire(self, repo_id: RepoId) -> None:
         """The next question about the repository goes to the Hub."""
@@ -192,11 +204,11 @@ class Catalog:
         """A token belongs to the first endpoint's host and goes nowhere else."""
         return token if api is self._apis[0] else None
 
-    def _once(self, key: object, ask: Callable[[], Coroutine[None, None, T]]) -> asyncio.Task[T]:
+    def _once(self, key: object, ask: Callable[[], Coroutine[None, None, T]]) -> _Question[T]:
         """One question at a time, however many want the answer; it goes on when they have gone."""
         running = self._asking.get(key)
         if running is None:
-            running = asyncio.create_task(ask())
+            running = _Question(asyncio.create_task(ask()), time.monotonic())
             self._asking[key] = running
 
             def over(task: asyncio.Task[T]) -> None:
@@ -204,8 +216,27 @@ class Catalog:
                 if not task.cancelled():
                     task.exception()  # read, so that an answer nobody waited for is no complaint
 
-            running.add_done_callback(over)
+            running.task.add_done_callback(over)
         return running
+
+    async def _answer(self, question: _Question[T], *, stand_in: bool) -> T | None:
+        """The answer; None where the Hub says nothing in time, and something cached can stand in.
+
+        The time runs from when the question was asked: who comes later finds the Hub silent already.
+        """
+        wait = question.asked_at + STALE_AFTER.total_seconds() - time.monotonic() if stand_in else None
+        try:
+            return await asyncio.wait_for(asyncio.shield(question.task), wait)
+        except TimeoutError:
+            if not question.late:  # however many waited for it
+                question.late = True
+                self.breaker.failed()
+            log.warning("the Hub is slow")
+        except CacheError as error:
+            if not stand_in or not is_silence(error):
+                raise
+            log.warning("the Hub failed", why=error.message)
+        return None
 
     async def _ask(self, name: str, call: Callable[[HubApi, timedelta], T]) -> T:
         """One question to the endpoints in turn, within ``hub.timeout`` and MAX_CALLS."""

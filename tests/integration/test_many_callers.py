@@ -165,7 +165,7 @@ def start_every_thread(hub: Hub, node: Node) -> None:
     repos = [f"org/warm{number}" for number in range(12)]
     for number, repo_id in enumerate(repos):
         hub.create_repo(repo_id).commit(paced_model(4 * MIB, 2, seed=100 + number))
-    slow = hub.faults.add(Fault(FaultKind.TRICKLE, where="api", path="info", seconds_per_byte=0.002))
+    slow = hub.faults.add(Fault(FaultKind.TRICKLE, where="api", path="revision", seconds_per_byte=0.002))
     hub.gate_bodies.close(WEIGHTS)
 
     def ensure(number: int) -> None:

@@ -98,6 +98,7 @@ class Cache:
         self._assemblies: dict[object, Assembly] = {}
         self._released: dict[str, asyncio.Event] = {}
         self._access: dict[tuple[RepoId, str], float] = {}
+        self._under_way: set[asyncio.Timeout] = set()
         self.stopping = False
 
     # Ensure
@@ -110,7 +111,8 @@ class Cache:
         began = time.monotonic()
         outcome, reason = "error", Reason.INTERNAL.value
         try:
-            ready = await self._ensure(request, watch, pod_seen)
+            async with self._unless_stopped():
+                ready = await self._ensure(request, watch, pod_seen)
             outcomes = [model.outcome for model in ready.models]
             worst = next(o for o in (Outcome.DOWNLOADED, Outcome.JOINED, Outcome.HIT) if o in outcomes)
             outcome, reason = worst.value, ""
@@ -128,12 +130,27 @@ class Cache:
             getattr(log, level)("ensured", models=models, outcome=outcome, reason=reason, seconds=round(seconds, 3))
         return ready
 
+    @asynccontextmanager
+    async def _unless_stopped(self) -> AsyncIterator[None]:
+        """Whatever the request waits for, a silent Hub too: when the daemon stops, its caller is told."""
+        try:
+            async with asyncio.timeout(None) as scope:
+                self._under_way.add(scope)
+                try:
+                    yield
+                finally:
+                    self._under_way.discard(scope)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping; ask again when it is back") from error
+
     async def _ensure(self, request: EnsureRequest, watch: Watch, pod_seen: Callable[[str], bool]) -> Ready:
         if self.stopping:
             raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
         watch.enter(Phase.RESOLVING)
         token = request.token or read_token(self.core.config.hub.token_file)
-        wants = tuple([await self._want(model, token, watch) for model in request.models])
+        wants = await self._wants(request, token, watch)
         snapshots = [want.snapshot for want in wants]
         with self.core.use.hold(snapshots, {name for want in wants for name in want.names}):
             tallies: dict[SnapshotId, Tally] = {}
@@ -147,6 +164,15 @@ class Cache:
         return Ready(
             tuple(self._ready(want, tallies.get(want.snapshot)) for want in wants), lease, self.core.layout.hub
         )
+
+    async def _wants(self, request: EnsureRequest, token: str | None, watch: Watch) -> tuple[Want, ...]:
+        """Base and adapters at once: a Hub that is silent about all of them is waited for once."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._want(model, token, watch)) for model in request.models]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None  # the first that was refused; the others were cancelled
+        return tuple(task.result() for task in tasks)
 
     async def _want(self, model: ModelRequest, token: str | None, watch: Watch) -> Want:
         """Repository and revision down to commit, manifest and selection."""
@@ -165,26 +191,24 @@ class Cache:
         if record is None:
             record = await self.catalog.manifest(snapshot, token, restricted=answer.restricted)
         if record.manifest.restricted:
-            record = await self._check_access(record, token)
+            record = await self._check_access(record, token, hub_is_silent=answer.stale)
         selection = record.selections.get(model.profile.canonical)
         if selection is None:
             selection = await self._select(model, record.manifest, token, watch)
         policy.check_files(self.core.config.policy, model.repo_id, selection)
         return Want(record, selection, model.revision, answer.stale)
 
-    async def _check_access(self, record: Record, token: str | None) -> Record:
+    async def _check_access(self, record: Record, token: str | None, *, hub_is_silent: bool) -> Record:
         """Who may read a restricted repository is the Hub's to say, hit or not; its last word holds in its silence."""
         repo_id, who = record.manifest.repo_id, fingerprint(token)
         checked = self._access.get((repo_id, who))
         if checked is not None and time.monotonic() - checked < ACCESS_TTL_SECONDS:
             return record
-        try:
-            await self.catalog.check_access(repo_id, token)
-        except CacheError as error:
-            silent = error.reason in (Reason.UPSTREAM_UNAVAILABLE, Reason.UPSTREAM_STALLED, Reason.RATE_LIMITED)
-            if silent and who in record.readers:
-                return record
-            raise
+        known = who in record.readers
+        if known and hub_is_silent:
+            return record
+        if not await self.catalog.check_access(repo_id, token, known=known):
+            return record
         self._access[repo_id, who] = time.monotonic()
         return replace(record, readers=tuple(sorted({*record.readers, who})))
 
@@ -478,3 +502,5 @@ class Cache:
             _, late = await asyncio.wait(tasks, timeout=patience.total_seconds())
             for task in late:
                 task.cancel()
+        for scope in list(self._under_way):
+            scope.reschedule(asyncio.get_running_loop().time())
