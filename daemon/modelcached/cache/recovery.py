@@ -54,7 +54,6 @@ async def recover(core: Core, *, state_was_lost: bool) -> Report:
     report = Report()
     await core.pools.on_disk(_clear_unfinished, core, report)
     found, strangers = await core.pools.on_disk(scan_hub, core.layout)
-    report.reported += strangers
     records: dict[RepoId, dict[Commit, Record]] = {}
     for record in await core.pools.on_disk(core.manifests.all):
         records.setdefault(record.manifest.repo_id, {})[record.manifest.commit] = record
@@ -62,6 +61,7 @@ async def recover(core: Core, *, state_was_lost: bool) -> Report:
     for repo in found.values():
         adopted |= await core.pools.on_disk(_mend_repo, core, repo, report)
     await core.pools.on_disk(_drop_shared, core, adopted)
+    report.reported += await core.pools.on_disk(lambda: [path for path in strangers if os.path.lexists(path)])
     for repo_id in found:
         fresh = await core.pools.on_disk(scan_repo, core.layout, repo_id)
         if fresh is None:
@@ -139,7 +139,7 @@ def _mend_repo(core: Core, repo: FoundRepo, report: Report) -> set[str]:
             report.removed.append(layout.ref(repo_id, revision))
     for commit in repo.trees:
         snapshot = SnapshotId(repo_id, commit)
-        if not _tree_is_true(layout.tree(snapshot), set(repo.snapshots.get(commit, {}))):
+        if not _tree_is_true(layout.tree(snapshot), repo, commit):
             core.snapshots.remove_tree_file(snapshot)
             report.removed.append(layout.tree(snapshot))
     horizon = time.time() - core.config.cache.partial_ttl.total_seconds()
@@ -163,9 +163,12 @@ def _drop_shared(core: Core, adopted: set[str]) -> None:
         core.snapshots.remove_shared_payload(target)
 
 
-def _tree_is_true(path: str, linked: set[str]) -> bool:
+def _tree_is_true(path: str, repo: FoundRepo, commit: Commit) -> bool:
+    """Every file that it lists is there, and as long as it says."""
+    links = repo.snapshots.get(commit, {})
+    sizes = {name: repo.blobs[d].status.st_size for name, d in links.items() if d is not None and d in repo.blobs}
     try:
         with open(path, encoding="utf-8") as file:
-            return set(json.load(file)["files"]) <= linked
-    except (OSError, ValueError, KeyError, TypeError):
+            return all(sizes.get(name) == entry["size"] for name, entry in json.load(file)["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -16,6 +16,7 @@ from modelcached.model import Algorithm, Commit, Digest, Manifest, RepoId, Revis
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout, link_text
 
+_SHARED_MARKER = ".huggingface-shared-blobs"  # utils/_shared_blobs.py: SHARED_BLOBS_MARKER_NAME
 _TREE_FORMAT_VERSION = 1  # huggingface_hub 2.4.0, _tree_cache.py: TREE_CACHE_FORMAT_VERSION
 
 
@@ -120,12 +121,15 @@ class SnapshotStore:
         self._disk.rename(staged, path)
 
     def remove_shared_payload(self, target: str) -> None:
-        """Removes the shared store's own name, and its directories once they are empty."""
+        """Removes the shared store's own name with its list of references and its lock, and the store with its last."""
         directory = os.path.dirname(target)
+        store = os.path.dirname(directory)
         self._layout.check_real_directory(directory)
-        self._disk.unlink(target)
-        if self._disk.rmdir(directory):
-            self._disk.rmdir(os.path.dirname(directory))
+        for path in (target, f"{target}.refs", f"{target}.lock"):
+            self._disk.unlink(path)
+        if self._disk.rmdir(directory) and os.listdir(store) == [_SHARED_MARKER]:
+            self._disk.unlink(f"{store}/{_SHARED_MARKER}")
+            self._disk.rmdir(store)
 
     def remove_blob(self, repo_id: RepoId, digest: Digest) -> None:
         """Removes one name of a blob; its bytes go with the last name."""
