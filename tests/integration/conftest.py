@@ -10,6 +10,7 @@ import pytest
 
 from tests.hub import Hub
 from tests.node import Node
+from tests.node.canary import Canary, assert_log_is_clean, fingerprint
 
 
 @pytest.fixture
@@ -38,3 +39,21 @@ def make_node(tmp_path: Path, hub: Hub) -> Iterator[Callable[..., Node]]:
 def node(make_node: Callable[..., Node]) -> Node:
     """A node with a daemon that serves."""
     return make_node().start()
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Canary:
+    root = tmp_path / "canary"
+    (root / "etc" / "deep").mkdir(parents=True)
+    (root / "etc" / "passwd").write_text("root:x:0:0\n")
+    (root / "etc" / "deep" / "config.json").write_text("{}")
+    return Canary(root, fingerprint(root))
+
+
+@pytest.fixture
+def guarded(node: Node, canary: Canary) -> Iterator[Node]:
+    """A serving node whose canary is unchanged, and whose log is clean, after the test."""
+    yield node
+    node.stop()
+    canary.assert_untouched()
+    assert_log_is_clean(node)

@@ -1,4 +1,4 @@
-"""What strangers send or plant is refused by name, and nothing outside the cache is touched.
+"""What strangers send is refused by name, and nothing outside the cache is touched.
 
 Beside each cache lies a canary: files and directories whose names, contents, modes, link counts and times (ctime
 too, so that a chmod or a hard link shows) must be the same afterwards.
@@ -6,14 +6,8 @@ too, so that a chmod or a hard link shows) must be the same afterwards.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from modelcache.client import Client, ModelCacheError, reference
@@ -22,63 +16,9 @@ from modelcache.v1 import cache_pb2, common_pb2
 from tests.hub import HostileEntry, Hub
 from tests.hub.models import tiny_llama
 from tests.node import Node
+from tests.node.canary import CONTROL
 
 MIB = 1 << 20
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-def fingerprint(root: Path) -> dict[str, tuple[object, ...]]:
-    found = {}
-    for path in [root, *sorted(root.rglob("*"))]:
-        status = path.lstat()
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-        times = (status.st_mtime_ns, status.st_ctime_ns)
-        found[str(path)] = (
-            status.st_ino,
-            status.st_mode,
-            status.st_uid,
-            status.st_nlink,
-            status.st_size,
-            times,
-            content,
-        )
-    return found
-
-
-@dataclass
-class Canary:
-    root: Path
-    before: dict[str, tuple[object, ...]]
-
-    def settle(self) -> None:
-        """What it holds now is what must stay."""
-        self.before = fingerprint(self.root)
-
-    def assert_untouched(self) -> None:
-        assert fingerprint(self.root) == self.before
-
-
-@pytest.fixture
-def canary(tmp_path: Path) -> Canary:
-    root = tmp_path / "canary"
-    (root / "etc" / "deep").mkdir(parents=True)
-    (root / "etc" / "passwd").write_text("root:x:0:0\n")
-    (root / "etc" / "deep" / "config.json").write_text("{}")
-    return Canary(root, fingerprint(root))
-
-
-@pytest.fixture
-def guarded(node: Node, canary: Canary) -> Iterator[Node]:
-    """A serving node whose canary is unchanged, and whose log is clean, after the test."""
-    yield node
-    node.stop()
-    canary.assert_untouched()
-    assert_log_is_clean(node)
-
-
-def assert_log_is_clean(node: Node) -> None:
-    assert node.log_text()
-    assert CONTROL.search(node.log_file.read_bytes().decode()) is None
 
 
 def refusal(client: Client, request: cache_pb2.EnsureModelRequest) -> ModelCacheError:
@@ -317,178 +257,6 @@ def test_an_index_that_names_what_the_listing_lacks_is_refused(hub: Hub, guarded
         error = refusal(client, cache_pb2.EnsureModelRequest(model=reference("org/index")))
     assert (error.reason, error.exit_status) == ("INVALID_MANIFEST", 65)
     assert guarded.visible("org/index") == []
-
-
-# What is planted in hub/
-
-REPO = "models--org--tiny"
-
-
-def move_out(place: Path, canary: Canary) -> None:
-    """Whatever is at the place goes to the canary, a symlink to it stays: by stat alone all is as before."""
-    target = canary.root / "moved"
-    shutil.move(place, target)
-    place.symlink_to(target)
-    canary.settle()
-
-
-DIRECTORIES = ["", "blobs", "snapshots", "refs", "trees"]
-
-
-@pytest.mark.parametrize("restarted", [False, True], ids=["while it runs", "before it starts"])
-@pytest.mark.parametrize("place", DIRECTORIES, ids=[name or "the repository" for name in DIRECTORIES])
-def test_a_symlink_in_a_directorys_place_is_refused_by_name(
-    hub: Hub, guarded: Node, canary: Canary, place: str, restarted: bool
-) -> None:
-    """Not followed by a hit, a growth, an eviction or a restart: none reads, writes, links or chmods behind it."""
-    repo = hub.create_repo("org/tiny")
-    repo.commit(tiny_llama())
-    guarded.ensure("org/tiny", "--profile", "full")
-    planted = guarded.hub_dir / REPO / place if place else guarded.hub_dir / REPO
-    if restarted:
-        guarded.stop()
-    move_out(planted, canary)
-    if restarted:
-        guarded.start()
-    for profile in ("full", "vllm"):
-        done = guarded.run("ensure-model", "org/tiny", "--profile", profile)
-        assert done.returncode == 74, done.stderr
-        assert f"{planted} is a symlink" in done.stderr
-    repo.commit(tiny_llama(seed=1))
-    done = guarded.run("ensure-model", "org/tiny", "--revision", repo.branches["main"])
-    assert (done.returncode, f"{planted} is a symlink" in done.stderr) == (74, True), done.stderr
-    guarded.release_all()
-    guarded.run("cachectl", "evict", "org/tiny", "--yes")
-    canary.assert_untouched()
-
-    planted.unlink(missing_ok=True)  # an eviction may have removed the link itself
-    (ready,) = guarded.ensure("org/tiny")
-    assert (Path(ready["path"]) / "config.json").read_bytes() == tiny_llama(seed=1)["config.json"]
-    guarded.assert_disk_truth()
-
-
-@pytest.mark.parametrize("restarted", [False, True], ids=["while it runs", "before it starts"])
-@pytest.mark.parametrize("place", ["refs/main", "snapshots/{commit}", "blobs/{blob}"])
-def test_a_symlink_in_a_files_place_is_replaced_not_followed(
-    hub: Hub, guarded: Node, canary: Canary, place: str, restarted: bool
-) -> None:
-    model = tiny_llama()
-    repo = hub.create_repo("org/tiny")
-    commit = repo.commit(model)
-    guarded.ensure("org/tiny", "--profile", "full")
-    blob = repo.files(commit)["model.safetensors"].etag
-    planted = guarded.hub_dir / REPO / place.format(commit=commit, blob=blob)
-    if restarted:
-        guarded.stop()
-    move_out(planted, canary)
-    if restarted:
-        guarded.start()
-    (ready,) = guarded.ensure("org/tiny", "--profile", "full")
-    found = {name: (Path(ready["path"]) / name).read_bytes() for name in model}
-    assert found == model
-    assert not planted.is_symlink()
-    assert planted.exists()
-    canary.assert_untouched()
-    guarded.release_all()
-    guarded.ctl("evict", "org/tiny", "--yes")
-    guarded.assert_disk_truth()
-
-
-def test_a_listing_that_leads_elsewhere_is_reported_and_left_alone(hub: Hub, guarded: Node, canary: Canary) -> None:
-    repo = hub.create_repo("org/tiny")
-    commit = repo.commit(tiny_llama())
-    guarded.ensure("org/tiny")
-    planted = guarded.hub_dir / REPO / "trees" / f"{commit}.json"
-    planted.parent.mkdir()
-    planted.symlink_to(canary.root / "etc" / "deep" / "config.json")
-    guarded.stop()
-    guarded.start()
-    assert guarded.log_lines("recovered")[-1]["reported"] == [str(planted)]
-    guarded.ensure("org/tiny", "--profile", "full")
-    assert planted.is_file()
-    assert not planted.is_symlink()
-
-
-def test_a_snapshots_file_that_leads_elsewhere_is_made_anew(hub: Hub, guarded: Node, canary: Canary) -> None:
-    model = {**tiny_llama(), "sub/extra.json": b"{}"}
-    commit = hub.create_repo("org/tiny").commit(model)
-    guarded.ensure("org/tiny", "--profile", "full")
-    root = guarded.snapshot("org/tiny", commit)
-    (root / "config.json").unlink()
-    (root / "config.json").symlink_to(canary.root / "etc" / "passwd")
-    shutil.move(root / "sub", canary.root / "sub")
-    (canary.root / "sub" / "extra.json").unlink()
-    blob = next(blob for blob in (guarded.hub_dir / REPO / "blobs").iterdir() if blob.read_bytes() == b"{}")
-    (canary.root / "sub" / "extra.json").symlink_to(blob)
-    (root / "sub").symlink_to(canary.root / "sub")
-    canary.settle()
-    guarded.ensure("org/tiny", "--profile", "full")
-    assert {name: (root / name).read_bytes() for name in model} == model
-    assert not (root / "sub").is_symlink()
-    assert os.readlink(root / "config.json").startswith("../../blobs/")
-
-
-def test_wrong_content_behind_a_planted_directory_is_not_quarantined(hub: Hub, guarded: Node, canary: Canary) -> None:
-    """A file outside whose name is a digest and whose content is not would be moved away, were it followed."""
-    repo = hub.create_repo("org/tiny")
-    commit = repo.commit(tiny_llama())
-    outside = canary.root / "blobs"
-    outside.mkdir()
-    for file in repo.files(commit).values():
-        (outside / file.etag).write_bytes(b"precious")
-    (guarded.hub_dir / REPO).mkdir()
-    (guarded.hub_dir / REPO / "blobs").symlink_to(outside)
-    canary.settle()
-    done = guarded.run("ensure-model", "org/tiny")
-    assert (done.returncode, "blobs is a symlink" in done.stderr) == (74, True), done.stderr
-
-
-def test_a_planted_symlink_keeps_no_other_model_from_coming(hub: Hub, guarded: Node, canary: Canary) -> None:
-    """Space for one model is made by evicting another, which cannot go: the next one does."""
-    for number in range(4):
-        files = {"config.json": b"%d" % number, "model.safetensors": bytes([number]) * 8 * MIB}
-        hub.create_repo(f"org/m{number}").commit(files)
-    guarded.stop()
-    guarded.settings["cache"]["budget"] = "32MiB"
-    guarded.start()
-    for number in range(3):
-        guarded.ensure(f"org/m{number}")
-    guarded.release_all()
-    move_out(guarded.hub_dir / "models--org--m0" / "snapshots", canary)
-    guarded.ensure("org/m3")
-    assert [name for name in ("org/m1", "org/m2", "org/m3") if guarded.visible(name)] == ["org/m2", "org/m3"]
-
-
-def test_the_hub_directory_itself_must_be_real(make_node: Callable[..., Node], canary: Canary) -> None:
-    node = make_node()
-    node.cache_dir.mkdir(parents=True)
-    node.hub_dir.symlink_to(canary.root)
-    node.start(wait=False)
-    assert node.process is not None
-    assert node.process.wait(20) == 74
-    assert f"{node.hub_dir} is a symlink" in node.log_text()
-    canary.assert_untouched()
-
-
-@pytest.mark.parametrize("form", ["json", "console"])
-def test_planted_names_reach_no_terminal(hub: Hub, make_node: Callable[..., Node], form: str) -> None:
-    node = make_node(log={"format": form})
-    evil = "evil\x1b[31m\nforged line\x9b"
-    for place in (evil, REPO, f"{REPO}/blobs", f"{REPO}/refs", f"{REPO}/snapshots"):
-        (node.hub_dir / place).mkdir(parents=True)
-    for directory in ("blobs", "refs", "snapshots"):
-        (node.hub_dir / REPO / directory / evil).write_text("x")
-    repo = hub.create_repo("org/tiny")
-    repo.commit(tiny_llama())
-    repo.hostile_entries([evil])
-    node.start()
-    assert node.run("ensure-model", "org/tiny").returncode == 65
-    repo.hostile_entries([])
-    node.ensure("org/tiny")
-    node.stop()
-    assert_log_is_clean(node)
-    assert "forged line" in node.log_text()
-    assert not any(line.startswith("forged") for line in node.log_text().splitlines())
 
 
 # How much

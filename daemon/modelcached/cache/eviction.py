@@ -161,6 +161,7 @@ def _remove_from_disk(
     core: Core, snapshot: Snapshot, names: list[Digest], moves: dict[Revision, Commit | None], *, last: bool
 ) -> None:
     repo_id = snapshot.id.repo_id
+    core.layout.check_repo(repo_id)  # all of it or nothing: half an eviction would be found at the next start only
     for revision, successor in moves.items():
         try:
             if successor is not None:
