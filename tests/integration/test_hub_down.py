@@ -151,15 +151,39 @@ def test_many_callers_of_a_silent_hub_do_not_stand_in_line(hub: Hub, forgetful_n
         assert hub.request_count(path_glob="revision") == 1, "one question for all of them"
 
 
-def test_the_breaker_ends_the_waiting(hub: Hub, forgetful_node: Node) -> None:
+def test_a_question_that_is_late_already_is_not_waited_for_again(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node(hub={"timeout": "20s", "resolve_ttl": "1ms"}).start()
     hub.create_repo("org/tiny").commit(tiny_llama())
-    ask(forgetful_node, "org/tiny")
+    ask(node, "org/tiny")
     with silent(hub):
-        waits = [ask(forgetful_node, "org/tiny").seconds for _ in range(3)]
-        assert max(waits) < PROMISE_SECONDS
-        quick = [ask(forgetful_node, "org/tiny") for _ in range(5)]
-    assert max(answer.seconds for answer in quick) < AT_ONCE_SECONDS
-    assert all(answer.stale == [True] for answer in quick)
+        assert ask(node, "org/tiny").seconds > AT_ONCE_SECONDS
+        again = ask(node, "org/tiny")
+    assert again.stale == [True]
+    assert again.seconds < AT_ONCE_SECONDS
+
+
+def test_a_hub_that_is_silent_about_three_models_is_not_asked_about_a_fourth(hub: Hub, forgetful_node: Node) -> None:
+    models = [f"org/model{number}" for number in range(4)]
+    for seed, repo_id in enumerate(models):
+        hub.create_repo(repo_id).commit(tiny_llama(seed))
+        ask(forgetful_node, repo_id)
+    with silent(hub):
+        waits = in_threads(3, lambda number: ask(forgetful_node, models[number]))
+        assert max(answer.seconds for answer in waits) < PROMISE_SECONDS
+        hub.reset_counters()
+        fourth = ask(forgetful_node, models[3])
+        assert fourth.stale == [True]
+        assert fourth.seconds < AT_ONCE_SECONDS
+        assert hub.request_count(repo=models[3]) == 0, "the breaker is everybody's"
+
+
+def test_a_slow_answer_to_many_callers_is_one_failure(hub: Hub, forgetful_node: Node) -> None:
+    for seed, repo_id in enumerate(("org/slow", "org/other")):
+        hub.create_repo(repo_id).commit(tiny_llama(seed))
+        ask(forgetful_node, repo_id)
+    hub.faults.add(Fault(FaultKind.SILENT, where="api", repo="org/slow"))
+    in_threads(8, lambda _: ask(forgetful_node, "org/slow"))
+    assert ask(forgetful_node, "org/other").stale == [False], "the Hub answers: nothing keeps others from asking"
 
 
 def test_blocked_hub_threads_stop_no_hit_of_another_model(hub: Hub, make_node: Callable[..., Node]) -> None:
