@@ -286,7 +286,7 @@ class Catalog:
         except TimeoutError as error:
             outcome = Reason.UPSTREAM_STALLED
             raise TransientError(
-                Reason.UPSTREAM_STALLED, f"{api.endpoint} did not answer within {seconds:.1f} s"
+                Reason.UPSTREAM_STALLED, f"{api.endpoint} did not answer within {seconds:.1f} s (hub.timeout)"
             ) from error
         except (TransientError, CacheError) as error:
             outcome = error.reason

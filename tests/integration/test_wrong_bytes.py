@@ -103,6 +103,8 @@ def test_what_is_wrong_is_never_seen_and_the_next_request_mends_it(hub: Hub, nod
             assert case.says in asked.text
             assert f"{repo_id}@{sha[:12]}/{case.file}" in asked.text
             assert TABLE[case.reason].mend in asked.text
+            if case.reason is Reason.DIGEST_MISMATCH:  # nothing of it is resumed from, nor kept on the disk
+                assert not list((node.private / "partial").glob(f"{files[case.file].etag}*"))
             reader.forbidden = frozenset()
             hub.faults.remove(fault)
         else:

@@ -10,8 +10,12 @@ from datetime import timedelta
 
 from modelcached.errors import CacheError, Reason
 
-MAX_RETRY_AFTER = timedelta(minutes=10)
-"""A server that asks for more is not waited for; the caller is told its wish."""
+_COME_AGAIN = {
+    Reason.UPSTREAM_UNAVAILABLE: timedelta(seconds=10),
+    Reason.UPSTREAM_STALLED: timedelta(seconds=10),
+    Reason.RATE_LIMITED: timedelta(seconds=30),
+}
+"""What the caller is told where the server named no time."""
 
 
 class TransientError(Exception):
@@ -25,7 +29,7 @@ class TransientError(Exception):
 
     def final(self) -> CacheError:
         """The same as a refusal, when there are no more tries."""
-        return CacheError(self.reason, self.message, retry_delay=self.retry_after)
+        return CacheError(self.reason, self.message, retry_delay=self.retry_after or _COME_AGAIN.get(self.reason))
 
 
 def retry_after(headers: Mapping[str, str]) -> timedelta | None:

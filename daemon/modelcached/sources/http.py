@@ -118,13 +118,13 @@ class HttpSource:
             connection, response, url = self._open(file, start, end, abort)
         except (OSError, http.client.HTTPException, ValueError) as error:
             # ValueError: an address in a redirect that is none.
-            raise _transient(error, file, abort) from error
+            raise self._transient(error, file, abort) from error
         reusable = False
         try:
             self._receive(response, start, end, sink, abort, file)
             reusable = response.isclosed() and not response.will_close
         except (OSError, http.client.HTTPException) as error:
-            raise _transient(error, file, abort) from error
+            raise self._transient(error, file, abort) from error
         finally:
             abort.attach(None)
             if reusable:
@@ -309,6 +309,14 @@ class HttpSource:
                 Reason.DIGEST_MISMATCH, f"{file}: upstream sends more than the {end - start} bytes asked"
             )
 
+    def _transient(self, error: Exception, file: RemoteFile, abort: Abort) -> Exception:
+        if abort.is_set:
+            return AbortedError()
+        if isinstance(error, TimeoutError):
+            why = f"{file}: upstream sent nothing within {self._timeout:g} s (transfer.stall_timeout)"
+            return TransientError(Reason.UPSTREAM_STALLED, why)
+        return TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file}: {str(error) or type(error).__name__}")
+
     # Connections
 
     def _connection(self, scheme: str, netloc: str) -> tuple[http.client.HTTPConnection, bool]:
@@ -341,11 +349,3 @@ class HttpSource:
                 idle.append((time.monotonic(), connection))
                 return
         connection.close()
-
-
-def _transient(error: Exception, file: RemoteFile, abort: Abort) -> Exception:
-    if abort.is_set:
-        return AbortedError()
-    if isinstance(error, TimeoutError):
-        return TransientError(Reason.UPSTREAM_STALLED, f"{file}: upstream sent nothing within the stall timeout")
-    return TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file}: {str(error) or type(error).__name__}")

@@ -140,7 +140,7 @@ class HubApi:
             raise _refusal(error, self.endpoint, repo_id, revision, token) from error
         except httpx2.TimeoutException as error:
             raise TransientError(
-                Reason.UPSTREAM_STALLED, f"{self.endpoint} did not answer within {seconds:.1f} s"
+                Reason.UPSTREAM_STALLED, f"{self.endpoint} did not answer within {seconds:.1f} s (hub.timeout)"
             ) from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             raise TransientError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import random
 import time
@@ -70,6 +71,7 @@ class _Patience:
         self._reached = part.start
         self._since = time.monotonic()
         self._failures = 0
+        self._over = False
         self.pause = 0.0
         """Before the next try; seconds."""
 
@@ -81,7 +83,7 @@ class _Patience:
     @property
     def is_over(self) -> bool:
         """The last failure is the part's end."""
-        return self.seconds_left <= 0
+        return self._over or self.seconds_left <= 0
 
     def failed(self, error: TransientError) -> None:
         """One try more without an end."""
@@ -98,7 +100,15 @@ class _Patience:
 
     def give_up(self) -> None:
         """No further try."""
-        self._seconds = 0.0
+        self._over = True
+
+    def told(self, error: TransientError) -> TransientError:
+        """The last failure, with the limit that ended the tries."""
+        limit = f"transfer.retry_timeout is {self._seconds:g} s"
+        why = f"no progress, {limit}"
+        if error.retry_after is not None:
+            why = f"it wants no request for {error.retry_after.total_seconds():g} s, {limit}"
+        return TransientError(error.reason, f"{error.message}; {why}", retry_after=error.retry_after)
 
 
 class Flights:
@@ -408,7 +418,10 @@ class Flights:
                         raise ContentError(error.message) from error
                     patience.failed(error)
                     if error.reason is Reason.RATE_LIMITED:
-                        self.cooldown.extend(timedelta(seconds=max(1.0, patience.pause)))
+                        wanted = timedelta(seconds=max(1.0, patience.pause))
+                        self.cooldown.extend(min(wanted, self._limits.retry_timeout))
+                    if patience.is_over:
+                        raise patience.told(error) from error
                     log.info(
                         "retrying a range",
                         origin=str(flight.origin),
@@ -424,9 +437,10 @@ class Flights:
         """Waits until upstream wants to be asked again; not at all when that is beyond our patience."""
         while (left := self.cooldown.seconds_left) > 0 and not flight.ended.is_set():
             if left > patience.seconds_left:
-                why = f"{flight.origin}: upstream limits our rate (429) and wants no request for {left:.0f} s"
+                why = f"upstream limits our rate (429) for {flight.origin}"
+                error = TransientError(Reason.RATE_LIMITED, why, retry_after=timedelta(seconds=math.ceil(left)))
                 patience.give_up()
-                raise TransientError(Reason.RATE_LIMITED, why, retry_after=timedelta(seconds=left))
+                raise patience.told(error)
             await flight.nap(left)
         if flight.ended.is_set():
             raise AbortedError

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from modelcached.sources.faults import MAX_RETRY_AFTER
-
 
 class RateLimiter:
     """Bytes a second over all mover threads; 0 is no limit. Thread-safe, changeable while running."""
@@ -39,7 +37,7 @@ class Cooldown:
 
     def extend(self, delay: timedelta) -> None:
         """Nobody asks upstream before the delay is over."""
-        self._until = max(self._until, time.monotonic() + min(delay, MAX_RETRY_AFTER).total_seconds())
+        self._until = max(self._until, time.monotonic() + delay.total_seconds())
 
     @property
     def seconds_left(self) -> float:
