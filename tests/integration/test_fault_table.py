@@ -81,6 +81,7 @@ def test_a_bad_token_is_rejected_until_the_file_holds_a_good_one(
     node = make_node(hub={"token_file": str(token_file)}).start()
     asked = ask(node, "org/public")
     assert (asked.reason, asked.exit_status) == (Reason.TOKEN_REJECTED, 77)
+    assert "rejects the token" in asked.text
     assert "hub.token_file" in asked.text
     assert "hf_wrong" not in asked.stderr + node.log_text()
     hub.tokens.add("hf_right")
