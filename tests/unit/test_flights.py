@@ -1,0 +1,441 @@
+"""I2, I5 and I6: one transfer a blob, what is wanted first comes first, and every end is an end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from modelcached.errors import CacheError, Reason
+from modelcached.model import Algorithm, Digest, RepoId
+from modelcached.pools import Pools
+from modelcached.sources.faults import TransientError
+from modelcached.sources.http import Abort, AbortedError
+from modelcached.sources.origin import Sink
+from modelcached.store.disk import Disk
+from modelcached.store.layout import Layout
+from modelcached.store.owner import prepare
+from modelcached.store.partials import PartialStore
+from modelcached.transfer import flights as module
+from modelcached.transfer.flight import PART_BYTES, STEP_BYTES, Flight
+from modelcached.transfer.flights import Flights, TransferLimits
+from modelcached.transfer.pace import RateLimiter
+
+MIB = 1 << 20
+REPO = RepoId("org/name")
+CANCELLED = CacheError(Reason.TRANSFER_CANCELLED, "cancelled by the test")
+SECONDS = 10
+
+
+@dataclass(eq=False)
+class FakeOrigin:
+    """Bytes from memory; ``behave`` may block, fail or lie before a part is delivered."""
+
+    content: bytes = field(repr=False)
+    label: str = "hub"
+    calls: list[tuple[int, int]] = field(default_factory=list)
+    behave: Callable[[int, int, Sink, Abort], bool] | None = None
+    """True when it delivered the part by itself."""
+
+    def fetch(self, start: int, end: int, sink: Sink, abort: Abort) -> None:
+        self.calls.append((start, end))
+        if self.behave is not None and self.behave(start, end, sink, abort):
+            return
+        for position in range(start, end, MIB):
+            if abort.is_set:
+                raise AbortedError
+            sink(memoryview(self.content)[position : min(position + MIB, end)], position)
+
+    def forget(self) -> None:
+        pass
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(Algorithm.SHA256, hashlib.sha256(self.content).hexdigest())
+
+
+def origin(size: int, seed: int = 1) -> FakeOrigin:
+    return FakeOrigin(seed.to_bytes(4, "big") + bytes(size - 4))
+
+
+class Bench:
+    """Flights over a real disk."""
+
+    def __init__(self, root: Path, connections: int = 4) -> None:
+        self.before: Callable[[str, str], None] = lambda _operation, _path: None
+        self.layout = Layout(str(root / "cache"))
+        disk = Disk(self._announced)
+        prepare(disk, self.layout)
+        self.pools = Pools.start(connections)
+        self.partials = PartialStore(disk, self.layout)
+        self.ended: list[Flight] = []
+        self.flights = Flights(
+            pools=self.pools,
+            partials=self.partials,
+            limits=TransferLimits(connections, timedelta(seconds=6)),
+            limiter=RateLimiter(0),
+            allocating=lambda _flight: nullcontext(),
+            published=lambda _flight, _status: None,
+            ended=self.ended.append,
+        )
+
+    def _announced(self, operation: str, path: str) -> None:
+        self.before(operation, path)
+
+    def start(self, source: FakeOrigin, *others: FakeOrigin) -> Flight:
+        return self.flights.start(source.digest, len(source.content), REPO, [source, *others])
+
+    def blob(self, source: FakeOrigin) -> Path:
+        return Path(self.layout.blob(REPO, source.digest))
+
+    def open_partials(self) -> list[str]:
+        return [f.path for f in psutil.Process().open_files() if f.path.startswith(self.layout.partial)]
+
+
+@asynccontextmanager
+async def bench(root: Path, connections: int = 4) -> AsyncIterator[Bench]:
+    made = Bench(root, connections)
+    try:
+        yield made
+    finally:
+        await made.flights.stop()
+        made.pools.stop()
+
+
+async def reason_of(flight: Flight) -> Reason:
+    with pytest.raises(CacheError) as caught:
+        await asyncio.wait_for(asyncio.shield(flight.done), SECONDS)
+    return caught.value.reason
+
+
+async def landed(flight: Flight) -> os.stat_result:
+    return await asyncio.wait_for(asyncio.shield(flight.done), SECONDS)
+
+
+async def turn_until(condition: Callable[[], bool]) -> None:
+    """Lets the loop go on until it is so."""
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110 - what it asks for has no event of its own
+            await asyncio.sleep(0)
+
+
+async def until(event: threading.Event) -> None:
+    assert await asyncio.get_running_loop().run_in_executor(None, event.wait, SECONDS)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The transfers' own time, which only the test moves; and no pause between tries."""
+    time = SimpleNamespace(now=0.0, pauses=[])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.now))
+
+    def uniform(_low: float, high: float) -> float:
+        time.pauses.append(high)
+        return 0.0
+
+    monkeypatch.setattr(module, "random", SimpleNamespace(uniform=uniform))
+    return time
+
+
+@pytest.mark.parametrize("size", [4, MIB, MIB + 1, PART_BYTES, 2 * PART_BYTES + 5])
+async def test_a_blob_is_fetched_once_in_parts_and_is_what_its_digest_says(tmp_path: Path, size: int) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(size)
+        flight = it.start(source)
+        assert it.flights.get(source.digest) is flight
+        await landed(flight)
+        assert it.blob(source).read_bytes() == source.content
+        assert sorted(source.calls) == [(at, min(at + PART_BYTES, size)) for at in range(0, size, PART_BYTES)]
+        assert flight.fetched_bytes == size
+        assert it.flights.get(source.digest) is None
+        assert it.open_partials() == []
+
+
+async def test_what_is_waited_for_and_small_comes_first(tmp_path: Path) -> None:
+    async with bench(tmp_path, connections=1) as it:
+        busy, release = threading.Event(), threading.Event()
+        blocker = origin(8, seed=99)
+
+        def block(_start: int, _end: int, _sink: Sink, _abort: Abort) -> bool:
+            busy.set()
+            assert release.wait(SECONDS)
+            return False
+
+        blocker.behave = block
+        flights = [it.start(blocker)]
+        await until(busy)
+        order: list[str] = []
+        for number, (name, size, waited_for) in enumerate(
+            [
+                ("large background", 2 * MIB, False),
+                ("small background", 10, False),
+                ("large", 3 * MIB, True),
+                ("small", 20, True),
+                ("small, later", 5, True),
+            ]
+        ):
+            source = origin(size, seed=number)
+            source.behave = lambda *_, name=name: bool(order.append(name))  # type: ignore[misc]
+            flight = it.start(source)
+            if waited_for:
+                it.flights.hurry(flight, 1)
+            flights.append(flight)
+        await turn_until(lambda: all(flight.pending for flight in flights[1:]))
+        release.set()
+        for flight in flights:
+            await landed(flight)
+        assert order == ["small", "small, later", "large", "small background", "large background"]
+
+
+async def test_a_cancelled_flight_leaves_no_mover_and_is_resumed(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(2 * PART_BYTES)
+        reached, aborted = threading.Event(), threading.Event()
+
+        def deliver_some(start: int, _end: int, sink: Sink, abort: Abort) -> bool:
+            if start == 0:
+                sink(memoryview(source.content)[: 3 * MIB], 0)
+                reached.set()
+                assert abort.wait(SECONDS)
+                aborted.set()
+                raise AbortedError
+            return False
+
+        source.behave = deliver_some
+        flight = it.start(source)
+        await until(reached)
+        await turn_until(lambda: flight.ranges.total >= PART_BYTES + 2 * MIB)
+        it.flights.cancel(flight, CANCELLED)
+        assert it.flights.get(source.digest) is None
+        again = it.start(source)
+        source.behave = None
+        with pytest.raises(CacheError, match="cancelled by the test"):
+            await landed(flight)
+        assert aborted.is_set()
+        assert (flight.active, flight.partial) == ({}, None)
+        await landed(again)
+        assert source.calls[2:] == [(3 * MIB, PART_BYTES)]
+        assert it.blob(source).read_bytes() == source.content
+        assert it.open_partials() == []
+
+
+async def test_a_flight_that_nobody_wants_any_more_ends(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        source, begun = origin(100), threading.Event()
+
+        def wait(_start: int, _end: int, _sink: Sink, abort: Abort) -> bool:
+            begun.set()
+            assert abort.wait(SECONDS)
+            raise AbortedError
+
+        source.behave = wait
+        flight = it.start(source)
+        flight.interest = 2
+        await until(begun)
+        it.flights.leave(flight)
+        assert not flight.ending
+        it.flights.leave(flight)
+        assert await reason_of(flight) is Reason.TRANSFER_CANCELLED
+
+
+async def test_progress_begins_the_patience_and_the_backoff_anew(tmp_path: Path, clock: SimpleNamespace) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(PART_BYTES)
+
+        def a_step_at_a_time(start: int, _end: int, sink: Sink, _abort: Abort) -> bool:
+            clock.now += 5  # of six
+            sink(memoryview(source.content)[start : start + STEP_BYTES], start)
+            if start + STEP_BYTES == PART_BYTES:
+                return True
+            raise TransientError(Reason.UPSTREAM_UNAVAILABLE, "broken")
+
+        source.behave = a_step_at_a_time
+        await landed(it.start(source))
+        assert len(source.calls) == PART_BYTES // STEP_BYTES
+        assert set(clock.pauses) == {0.25}
+
+
+async def test_without_progress_the_last_failure_is_told_with_the_limit(tmp_path: Path, clock: SimpleNamespace) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(PART_BYTES)
+
+        def fail(_start: int, _end: int, _sink: Sink, _abort: Abort) -> bool:
+            clock.now += 2
+            raise TransientError(Reason.UPSTREAM_STALLED, "silent")
+
+        source.behave = fail
+        with pytest.raises(CacheError, match=r"silent; .*transfer.retry_timeout is 6 s") as caught:
+            await landed(it.start(source))
+        assert caught.value.reason is Reason.UPSTREAM_STALLED
+        assert len(source.calls) == 3
+        assert clock.pauses == [0.25, 0.5, 1.0]
+
+
+async def test_one_429_holds_back_every_flight_until_its_time(tmp_path: Path, clock: SimpleNamespace) -> None:
+    async with bench(tmp_path, connections=1) as it:
+        limited, other = origin(10, seed=1), origin(10, seed=2)
+        waits: list[float] = []
+        it.flights.cooldown = SimpleNamespace(  # type: ignore[assignment]
+            extend=lambda delay: waits.append(delay.total_seconds()), seconds_left=0.0
+        )
+
+        def refuse(_start: int, _end: int, _sink: Sink, _abort: Abort) -> bool:
+            limited.behave = None
+            raise TransientError(Reason.RATE_LIMITED, "429", retry_after=timedelta(seconds=0.01))
+
+        limited.behave = refuse
+        await landed(it.start(limited))
+        assert waits == [1.0]
+        it.flights.cooldown = SimpleNamespace(extend=None, seconds_left=7.0)  # type: ignore[assignment]
+        with pytest.raises(CacheError, match=r"no request for 7 s, transfer.retry_timeout is 6 s") as caught:
+            await landed(it.start(other))
+        assert caught.value.reason is Reason.RATE_LIMITED
+        assert caught.value.retry_delay == timedelta(seconds=7)
+        assert other.calls == []
+
+
+async def test_wrong_content_is_fetched_anew_once_and_then_from_the_next_origin(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        good = origin(2 * MIB)
+        bad = FakeOrigin(good.content[::-1])
+        await landed(it.flights.start(good.digest, len(good.content), REPO, [bad, good]))
+        assert (len(bad.calls), len(good.calls)) == (2, 1)
+        assert it.blob(good).read_bytes() == good.content
+
+
+async def test_wrong_content_everywhere_is_a_mismatch_and_keeps_nothing(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        good = origin(2 * MIB)
+        bad = FakeOrigin(good.content[::-1])
+        flight = it.flights.start(good.digest, len(good.content), REPO, [bad])
+        assert await reason_of(flight) is Reason.DIGEST_MISMATCH
+        assert len(bad.calls) == 2
+        assert not it.blob(good).exists()
+        assert it.partials.listed() == {}
+
+
+async def test_wrong_data_of_an_earlier_try_costs_no_try(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(2 * MIB)
+        partial = it.partials.open(source.digest, len(source.content))
+        partial.write(memoryview(b"wrong"), 0)
+        partial.mark(0, MIB)
+        partial.close()
+        await landed(it.start(source))
+        assert source.calls == [(MIB, 2 * MIB), (0, 2 * MIB)]
+        assert it.blob(source).read_bytes() == source.content
+
+
+async def test_a_cancel_while_wrong_content_is_dropped_is_not_forgotten(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        good = origin(2 * MIB)
+        bad = FakeOrigin(good.content[::-1])
+        loop = asyncio.get_running_loop()
+        flight = it.flights.start(good.digest, len(good.content), REPO, [bad])
+
+        def cancel_meanwhile(operation: str, _path: str) -> None:
+            if operation == "truncate":
+                it.before = lambda _operation, _path: None
+                done = threading.Event()
+                loop.call_soon_threadsafe(lambda: (it.flights.cancel(flight, CANCELLED), done.set()))
+                assert done.wait(SECONDS)
+
+        it.before = cancel_meanwhile
+        assert await reason_of(flight) is Reason.TRANSFER_CANCELLED
+        assert len(bad.calls) == 1
+
+
+async def test_a_part_that_waits_for_a_retry_ends_with_its_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the flight ends by itself: here the disk cannot be read back."""
+    async with bench(tmp_path) as it:
+        source = origin(2 * PART_BYTES)
+        failed = threading.Event()
+
+        def second_part_fails(start: int, _end: int, _sink: Sink, _abort: Abort) -> bool:
+            if start == 0:
+                return False
+            failed.set()
+            raise TransientError(Reason.UPSTREAM_UNAVAILABLE, "broken")
+
+        def unreadable(*_: object) -> None:
+            assert failed.wait(SECONDS)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        source.behave = second_part_fails
+        monkeypatch.setattr(module, "hash_partial", unreadable)
+        flight = it.start(source)
+        assert await reason_of(flight) is Reason.STORAGE_ERROR
+        assert len(source.calls) < 6
+        assert flight.active == {}
+        assert it.open_partials() == []
+
+
+async def test_a_failed_flush_is_told_and_its_data_never_used(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(2 * MIB)
+
+        def fail(operation: str, path: str) -> None:
+            if operation == "fsync" and path.endswith(source.digest.hex):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+        it.before = fail
+        assert await reason_of(it.start(source)) is Reason.STORAGE_ERROR
+        assert it.partials.listed() == {}
+        it.before = lambda _operation, _path: None
+        await landed(it.start(source))
+        assert source.calls == [(0, 2 * MIB)] * 2
+
+
+async def test_a_disk_that_cannot_be_written_ends_the_flight_by_its_name(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(2 * PART_BYTES)
+
+        def full(operation: str, path: str) -> None:
+            if operation == "write":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+        it.before = full
+        assert await reason_of(it.start(source)) is Reason.NO_SPACE_NOW
+        assert it.open_partials() == []
+
+
+async def test_stop_ends_flights_and_does_not_wait_for_a_mover_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STOP_SECONDS", 0.05)
+    connecting, connected, written = threading.Event(), threading.Event(), threading.Event()
+    async with bench(tmp_path) as it:
+        source = origin(2 * MIB)
+
+        def connect(_start: int, _end: int, sink: Sink, _abort: Abort) -> bool:
+            connecting.set()
+            assert connected.wait(SECONDS)
+            try:
+                sink(memoryview(source.content)[:MIB], 0)
+            finally:
+                written.set()
+            return True
+
+        source.behave = connect
+        flight = it.start(source)
+        await until(connecting)
+        await asyncio.wait_for(it.flights.stop(), 5)
+        assert await reason_of(flight) is Reason.SHUTTING_DOWN
+        assert it.open_partials() == []
+        connected.set()
+        await until(written)
+        assert it.partials.done_bytes(source.digest) == 0
+        with pytest.raises(CacheError, match="stopping"):
+            it.start(source)
