@@ -24,12 +24,14 @@ Commit = NewType("Commit", str)
 
 MAX_REPO_ID_PART_CHARACTERS = 96
 MAX_REVISION_CHARACTERS = 255
+MAX_TOKEN_CHARACTERS = 4096
 MAX_PATH_BYTES = 1024
 MAX_COMPONENT_BYTES = 255
 
 _REPO_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _REPO_ID = re.compile(rf"(?:{_REPO_PART}/)?{_REPO_PART}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_TOKEN = re.compile(r"[!-~]+")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+@=-]*)*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -72,6 +74,11 @@ def parse_revision(text: str) -> Revision:
             Reason.INVALID_REVISION, f"'{shown(text)}' is not a revision", metadata={"revision": shown(text)}
         )
     return Revision(text)
+
+
+def is_token(text: str) -> bool:
+    """Whether the text can be a bearer token: what cannot would be quoted by the error that refuses the header."""
+    return len(text) <= MAX_TOKEN_CHARACTERS and _TOKEN.fullmatch(text) is not None
 
 
 def as_commit(text: str) -> Commit | None:

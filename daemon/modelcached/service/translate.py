@@ -23,13 +23,12 @@ from modelcached.cache.requests import (
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.leases import Lease, LeaseKind
-from modelcached.model import Commit, SnapshotId, parse_repo_id, parse_revision, shown
+from modelcached.model import Commit, SnapshotId, is_token, parse_repo_id, parse_revision, shown
 from modelcached.profiles import parse_profile
 from modelcached.store.index import SnapshotState
 
 MAX_ADAPTERS = 64
 MAX_TEXT_CHARACTERS = 256
-MAX_TOKEN_CHARACTERS = 1024
 
 _OUTCOMES = {
     Outcome.HIT: common_pb2.OUTCOME_HIT,
@@ -80,8 +79,8 @@ def ensure_request(message: cache_pb2.EnsureModelRequest) -> EnsureRequest:
     if len({(model.repo_id, model.revision, model.profile) for model in models}) != len(models):
         raise CacheError(Reason.INVALID_REQUEST, "the request names one of its models twice")
     token = message.token.strip()
-    if len(token) > MAX_TOKEN_CHARACTERS or not token.isprintable():
-        raise CacheError(Reason.INVALID_REQUEST, "the token given is not printable, or far too long")
+    if token and not is_token(token):
+        raise CacheError(Reason.INVALID_REQUEST, "the token given is not one word of visible ASCII, or far too long")
     lease = message.lease
     pod_uid = _text("lease.pod_uid", lease.pod_uid, 64)
     if pod_uid and not pod_uid.replace("-", "").isalnum():  # becomes a directory's name

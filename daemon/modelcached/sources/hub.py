@@ -32,7 +32,18 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import get_session, hf_raise_for_status, set_client_factory
 
 from modelcached.errors import CacheError, Reason
-from modelcached.model import Algorithm, Commit, Digest, FileEntry, Manifest, RepoId, Revision, as_commit, shown
+from modelcached.model import (
+    Algorithm,
+    Commit,
+    Digest,
+    FileEntry,
+    Manifest,
+    RepoId,
+    Revision,
+    as_commit,
+    is_token,
+    shown,
+)
 from modelcached.sources.faults import TransientError, retry_after
 
 _CONNECT_TIMEOUT_SECONDS = 5.0
@@ -58,9 +69,12 @@ def read_token(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        return file.read_text(encoding="utf-8").strip() or None
+        token = file.read_bytes().decode("ascii", errors="replace").strip()
     except OSError as error:
         raise CacheError(Reason.TOKEN_REJECTED, f"hub.token_file {file} cannot be read: {error.strerror}") from error
+    if token and not is_token(token):
+        raise CacheError(Reason.TOKEN_REJECTED, f"hub.token_file {file} does not hold one word of visible ASCII")
+    return token or None
 
 
 class HubApi:

@@ -1,0 +1,168 @@
+"""What Prometheus and probes see: promtool's rules, checked on the exposition, and numbers that move as they should."""
+
+from __future__ import annotations
+
+import re
+import signal
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.hub import MIB, Fault, FaultKind, Hub, Synthetic
+from tests.node.daemon import Node
+
+BASE_UNITS = ("seconds", "bytes", "ratio", "info", "total")
+NO_UNITS = {"models", "leases", "transfers", "transfer_waiters", "degraded"}
+"""Gauges that count things."""
+
+
+def get(node: Node, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node.metrics_port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def busy(hub: Hub, node: Node) -> None:
+    """Something of everything: a download, a hit, a refusal, a failure, an eviction."""
+    hub.create_repo("org/model").commit({"config.json": b"{}", "model.safetensors": Synthetic(2 * MIB, 1)})
+    node.ensure("org/model")
+    node.ensure("org/model")
+    assert node.run("ensure-model", "org/unknown").returncode == 66
+    node.release_all()
+    node.ctl("evict", "org/model", "--yes")
+
+
+def families(text: str) -> list[Metric]:
+    return list(text_string_to_metric_families(text))
+
+
+def test_the_exposition_keeps_promtools_rules(hub: Hub, node: Node) -> None:
+    """`promtool check metrics` itself runs in tests/system; these are its rules (promlint), in Python."""
+    busy(hub, node)
+    status, text = get(node, "/metrics")
+    assert status == 200
+    helps = Counter(re.findall(r"^# HELP (\S+)", text, re.MULTILINE))
+    types = Counter(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    assert set(helps) == set(types)
+    assert max(helps.values()) == max(types.values()) == 1, "one HELP and TYPE a family"
+    series = Counter(line.rpartition(" ")[0] for line in text.splitlines() if line and not line.startswith("#"))
+    assert [name for name, count in series.items() if count > 1] == [], "no series twice"
+    for family in families(text):
+        name = family.name
+        assert re.fullmatch(r"modelcached_[a-z][a-z_]*", name), "lower case, one prefix, no colons"
+        assert family.documentation.strip(), f"{name} has a HELP"
+        assert not re.search(r"(gauge|counter|histogram|summary)", name), "no type in a name"
+        assert not re.search(r"(milli|micro|nano|kilo|mega|kibi|mebi|minutes|hours|_ms$)", name), "base units only"
+        suffixes = {sample.name.removeprefix(name) for sample in family.samples}
+        if family.type == "counter":
+            assert suffixes <= {"_total", "_created"}, name
+        elif family.type == "histogram":
+            assert suffixes <= {"_bucket", "_count", "_sum", "_created"}, name
+            assert name.endswith("_seconds")
+        elif not name.endswith("_created"):
+            assert not name.endswith(("_total", "_count", "_sum", "_bucket")), name
+            bare = name.removeprefix("modelcached_")
+            assert name.endswith(BASE_UNITS) or bare in NO_UNITS, f"{name} says its unit"
+        for sample in family.samples:
+            assert all(re.fullmatch(r"[a-z_]+", label) for label in sample.labels), sample
+            assert not {"job", "instance"} & set(sample.labels)
+
+
+def test_labels_are_few(hub: Hub, node: Node) -> None:
+    """No repository, commit, path or caller ever becomes a label: a series each would be one too many."""
+    busy(hub, node)
+    _, text = get(node, "/metrics")
+    assert "org/" not in text
+    values = {value for family in families(text) for s in family.samples for k, value in s.labels.items() if k != "le"}
+    assert len(values) < 40
+    assert not [value for value in values if re.fullmatch(r"[0-9a-f]{32,64}", value)]
+
+
+def test_requests_bytes_and_evictions_are_counted(hub: Hub, node: Node) -> None:
+    total, outcomes = "modelcached_requests_total", {"hit": 1, "downloaded": 1, "error": 1}
+    busy(hub, node)
+    for outcome, count in outcomes.items():
+        assert node.metric(total, outcome=outcome) == count
+        assert node.metric("modelcached_request_duration_seconds_count", outcome=outcome) == count
+    assert node.metric(total, outcome="error", reason="REPO_NOT_FOUND") == 1
+    assert node.metric("modelcached_fetched_bytes_total", origin="hub") == 2 * MIB + 2
+    assert node.metric("modelcached_evictions_total", reason="operator") == 1
+    assert 2 * MIB <= node.metric("modelcached_evicted_bytes_total", reason="operator") < 2.2 * MIB
+    assert node.metric("modelcached_hub_calls_total", call="tree", outcome="ok") == 1
+    assert node.metric("modelcached_hub_calls_total", call="resolve", outcome="REPO_NOT_FOUND") == 1
+    buckets = [
+        (float(sample.labels["le"]), sample.value)
+        for family in families(get(node, "/metrics")[1])
+        for sample in family.samples
+        if sample.name == "modelcached_request_duration_seconds_bucket" and sample.labels["outcome"] == "hit"
+    ]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == (float("inf"), 1.0)
+    assert dict(buckets)[2.0] == 1, "a hit is no matter of seconds"
+    assert buckets[-2][0] >= 3600, "a cold model of 140 GB takes hours"
+
+
+def test_gauges_show_what_status_shows(hub: Hub, node: Node) -> None:
+    hub.create_repo("org/model").commit({"config.json": b"{}", "model.safetensors": Synthetic(2 * MIB, 1)})
+    node.ensure("org/model")
+    node.ctl("pin", "org/model")
+    node.assert_disk_truth()
+    status = node.status()
+    for name in ("budget", "used", "reserved", "partial", "trash", "quarantine", "pinned", "leased", "min_free"):
+        assert node.metric(f"modelcached_{name}_bytes") == getattr(status, f"{name}_bytes"), name
+    assert node.metric("modelcached_pinned_bytes") >= 2 * MIB
+    assert (node.metric("modelcached_models"), node.metric("modelcached_leases")) == (1, 1)
+    assert node.metric("modelcached_degraded") == 0
+    assert node.metric("modelcached_build_info", version=status.version) == 1
+
+
+def test_a_transfer_under_way_and_its_waiters_are_seen(hub: Hub, node: Node) -> None:
+    hub.create_repo("org/model").commit({"config.json": b"{}", "model.safetensors": Synthetic(4 * MIB, 1)})
+    hub.gate.close("*.safetensors")
+    clients = [node.popen("ensure-model", "org/model") for _ in range(2)]
+    node.wait_until(lambda: node.metric("modelcached_transfer_waiters") == 2, 20, "both wait")
+    assert node.metric("modelcached_transfers") == 1
+    hub.gate.open()
+    for client in clients:
+        client.communicate(timeout=30)
+        assert client.returncode == 0
+    assert node.metric("modelcached_transfers") == node.metric("modelcached_transfer_waiters") == 0
+    assert node.metric("modelcached_requests_total", outcome="downloaded") == 1
+    assert node.metric("modelcached_requests_total", outcome="joined") == 1
+
+
+def test_what_was_wrong_is_counted_by_reason(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node().start()
+    hub.create_repo("org/model").commit({"config.json": b"{}", "model.safetensors": Synthetic(2 * MIB, 1)})
+    hub.faults.add(Fault(FaultKind.WRONG_BYTES, where="cdn"))
+    assert node.run("ensure-model", "org/model").returncode == 65
+    assert node.metric("modelcached_requests_total", outcome="error", reason="DIGEST_MISMATCH") == 1
+    assert node.metric("modelcached_fetched_bytes_total", origin="hub") == 2, "only what was right was fetched"
+
+
+def test_health_means_that_the_event_loop_answers(node: Node) -> None:
+    assert get(node, "/healthz") == (200, "ok\n")
+    assert get(node, "/readyz") == (200, "ok\n")
+    assert get(node, "/elsewhere")[0] == 404
+    status, body = get(node, "/metrics?name[]=x")
+    assert (status, "modelcached_used_bytes" in body) == (200, True)
+
+
+def test_a_daemon_that_drains_is_alive_and_not_ready(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node(hub={"timeout": "2s"}).start()
+    hub.faults.add(Fault(FaultKind.SILENT, where="api"))
+    client = node.popen("ensure-model", "org/model", "--timeout", "10s")
+    assert hub.wait_until(lambda: hub.request_count(kind="api") > 0), "something is under way"
+    assert node.process is not None
+    node.process.send_signal(signal.SIGTERM)
+    node.wait_until(lambda: get(node, "/readyz") == (503, "not serving\n"), 5, "it is not ready any more")
+    assert get(node, "/healthz") == (200, "ok\n")
+    assert node.process.wait(20) == 0
+    client.terminate()
+    client.communicate(timeout=20)
