@@ -200,6 +200,13 @@ class Daemon:
         self.catalog.limits = CatalogLimits(config.hub.resolve_ttl, self.catalog.limits.timeout)
         self.core.use.set_grace(config.leases.reconnect_grace.total_seconds())
 
+    def configuration_refused(self, why: str) -> None:
+        """Where operators look; an empty text ends it."""
+        if why:
+            self.core.degraded["configuration"] = why
+        else:
+            self.core.degraded.pop("configuration", None)
+
     async def stop(self) -> None:
         """Drains: progress kept, streams told, nothing left behind."""
         self.serving = False
@@ -246,7 +253,7 @@ async def serve(config: Config, config_file: Path | None, flags: dict[str, dict[
         loop.add_signal_handler(number, ended.set)
     daemon = Daemon(config)
     await daemon.start()
-    reloader = Reloader(config, lambda: load(config_file, flags), daemon.apply)
+    reloader = Reloader(config, lambda: load(config_file, flags), daemon.apply, daemon.configuration_refused)
     loop.add_signal_handler(signal.SIGHUP, reloader.reload)
     watched = config_file or DEFAULT_CONFIG_FILE
     if watched.parent.is_dir():

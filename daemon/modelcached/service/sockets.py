@@ -43,17 +43,29 @@ class Socket:
 
     async def open(self) -> None:
         """Binds and serves. Raises CacheError(STORAGE_ERROR) where another daemon has the path."""
-        directory = self.path.parent
+        self._own()
+        await self._bind()
+
+    def _own(self) -> None:
+        """Makes the directory and takes the lock, unless they are ours already.
+
+        gRPC takes over a path in use without an error, and the first server is never reachable again.
+        """
+        directory, name = self.path.parent, f"{self.path}.lock"
         if not directory.is_dir():
             directory.mkdir(parents=True, mode=self.directory_mode)
             directory.chmod(self.directory_mode)
-        # gRPC takes over a path in use without an error, and the first server is never reachable again.
-        self._lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        if self._lock >= 0 and os.path.exists(name) and os.path.samestat(os.stat(name), os.fstat(self._lock)):
+            return
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            os.close(lock)
             raise CacheError(Reason.STORAGE_ERROR, f"{self.path} is served by another modelcached") from error
-        await self._bind()
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = lock
 
     async def _bind(self) -> None:
         self._clear()
@@ -85,9 +97,10 @@ class Socket:
                 continue
             log.warning("socket was removed or replaced, binding it again", path=str(self.path))
             try:
+                self._own()
                 if self._server is not None:
                     self._old.append(self._server)  # its streams go on until they end by themselves
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                    self._server = None
                 await self._bind()
             except (OSError, CacheError, RuntimeError) as error:
                 log.error("socket cannot be bound", path=str(self.path), why=str(error))  # noqa: TRY400
