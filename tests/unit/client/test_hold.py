@@ -20,14 +20,14 @@ WAIT = 20
 CHILD = """
 import os, signal, sys
 def tell(n, _f):
-    print(signal.Signals(n).name, file=sys.stderr, flush=True)
+    os.write(2, f"{signal.Signals(n).name}\\n".encode())  # print() is not to be interrupted by itself
 def end(n, _f):
     tell(n, _f)
     sys.exit(7)
 for name in ("INT", "HUP", "QUIT", "USR1", "USR2"):
     signal.signal(getattr(signal, f"SIG{name}"), tell)
 signal.signal(signal.SIGTERM, end)
-print("child runs", file=sys.stderr, flush=True)
+os.write(2, b"child runs\\n")
 while True:
     signal.pause()
 """
