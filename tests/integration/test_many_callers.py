@@ -108,6 +108,13 @@ class Footprint:
 
     @classmethod
     def of(cls, node: Node) -> Footprint:
+        """Once every client's connection is closed on the daemon's side too: only the listeners are left."""
+
+        def nobody_is_connected() -> bool:
+            ours = {str(node.cache_socket), str(node.admin_socket)}
+            return sum(socket.laddr in ours for socket in node.ps.net_connections("unix")) == len(ours)
+
+        node.wait_until(nobody_is_connected, 20, "all connections are closed")
         return cls(node.ps.num_fds(), node.ps.num_threads(), int(node.metric("modelcached_event_loop_tasks")))
 
     def __le__(self, other: Footprint) -> bool:
