@@ -27,6 +27,8 @@ STREAMS = 1000
 CHANNELS = 10
 CANCELLED = 100
 ROUNDS = 4
+MOST_UPSTREAM = 3 * 8 + 2
+"""A connection each of 8 Hub threads and of 8 movers to two hosts; the metrics port, and a scrape."""
 WEIGHTS = "*.safetensors"
 
 STOPPED_READER = """
@@ -103,6 +105,7 @@ class Footprint:
     """What the daemon holds at rest."""
 
     descriptors: int
+    """Without TCP connections."""
     threads: int
     tasks: int
 
@@ -115,7 +118,11 @@ class Footprint:
             return sum(socket.laddr in ours for socket in node.ps.net_connections("unix")) == len(ours)
 
         node.wait_until(nobody_is_connected, 20, "all connections are closed")
-        return cls(node.ps.num_fds(), node.ps.num_threads(), int(node.metric("modelcached_event_loop_tasks")))
+        tasks = int(node.metric("modelcached_event_loop_tasks"))
+        # Connections to the Hub are kept for the next request, and come and go: bounded, but not the same each time.
+        upstream = len(node.ps.net_connections("tcp"))
+        assert upstream <= MOST_UPSTREAM
+        return cls(node.ps.num_fds() - upstream, node.ps.num_threads(), tasks)
 
     def __le__(self, other: Footprint) -> bool:
         return self.descriptors <= other.descriptors and self.threads <= other.threads and self.tasks <= other.tasks
