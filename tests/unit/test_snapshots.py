@@ -1,0 +1,115 @@
+"""I1 stopped at each change of the disk: a reader who looks just then sees the old set, the new one, or none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from modelcached.cache import eviction
+from modelcached.model import Algorithm, Commit, Digest, RepoId, Revision, SnapshotId
+from modelcached.store.disk import Disk
+from modelcached.store.index import Snapshot, SnapshotState
+from modelcached.store.layout import Layout
+from modelcached.store.owner import prepare
+from modelcached.store.partials import PartialStore
+from modelcached.store.snapshots import SnapshotStore
+from modelcached.transfer.hashing import new_hasher
+
+SNAPSHOT = SnapshotId(RepoId("org/name"), Commit("c" * 40))
+FILES = {f"{folder}file-{n}": f"{folder}{n}".encode() for folder in ("", "one/", "one/two/") for n in range(3)}
+SMALL = {path: content for path, content in FILES.items() if path.startswith("one/") or path.endswith("0")}
+
+
+def digest_of(content: bytes) -> Digest:
+    blank = Digest(Algorithm.SHA256, "0" * 64)
+    hasher = new_hasher(blank, len(content))
+    hasher.update(content)
+    return Digest(Algorithm.SHA256, hasher.hexdigest())
+
+
+class World:
+    """A store whose disk shows, before each change, what a reader sees at that moment."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = Layout(str(root / "cache"))
+        self.seen: list[Mapping[str, bytes] | None] = []
+        prepare(Disk(), self.layout)
+        self.disk = Disk(lambda _operation, _path: self.seen.append(self.look()))
+        self.snapshots = SnapshotStore(self.disk, self.layout)
+        partials = PartialStore(self.disk, self.layout)
+        for content in FILES.values():
+            partials.publish_small(SNAPSHOT.repo_id, digest_of(content), content)
+        self.seen.clear()
+
+    def look(self) -> Mapping[str, bytes] | None:
+        """By name, as every reader does; FileNotFoundError where a link leads nowhere."""
+        top = Path(self.layout.snapshot(SNAPSHOT))
+        if not os.path.lexists(top):
+            return None
+        return {
+            os.path.relpath(os.path.join(where, name), top): Path(where, name).read_bytes()
+            for where, _, names in os.walk(top)
+            for name in names
+        }
+
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        links = {path: digest_of(content) for path, content in files.items()}
+        self.snapshots.publish(SNAPSHOT, links, may_gap=False)
+
+    def only_saw(self, *allowed: Mapping[str, bytes] | None) -> None:
+        assert len(self.seen) > 5
+        assert [one for one in self.seen if one not in allowed] == []
+        self.seen.clear()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_first_publication_is_nothing_and_then_all(world: World) -> None:
+    world.publish(SMALL)
+    world.only_saw(None, SMALL)
+    assert world.look() == SMALL
+
+
+def test_growth_is_the_old_set_and_then_the_new_one(world: World) -> None:
+    world.publish(SMALL)
+    world.seen.clear()
+    world.publish(FILES)
+    world.only_saw(SMALL, FILES)
+    assert world.look() == FILES
+
+
+def test_an_eviction_is_all_and_then_nothing(world: World) -> None:
+    world.publish(FILES)
+    world.snapshots.write_ref(SNAPSHOT.repo_id, Revision("main"), SNAPSHOT.commit)
+    world.seen.clear()
+    links = {path: digest_of(content) for path, content in FILES.items()}
+    core = SimpleNamespace(
+        snapshots=world.snapshots,
+        disk=world.disk,
+        layout=world.layout,
+        manifests=SimpleNamespace(remove=lambda *_: None),
+    )
+    snapshot = Snapshot(SNAPSHOT, links, None, SnapshotState.CONDEMNED)
+    eviction._remove_from_disk(core, snapshot, list(links.values()), {Revision("main"): None}, last=True)
+    world.only_saw(FILES, None)
+    assert world.look() is None
+    assert not os.path.exists(world.layout.repo(SNAPSHOT.repo_id))
+
+
+def test_a_filesystem_that_cannot_exchange_leaves_a_leased_snapshot_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(SMALL)
+    monkeypatch.setattr(Disk, "exchange", lambda _self, _one, _other: False)
+    world.seen.clear()
+    with pytest.raises(Exception, match="cannot exchange directories"):
+        world.publish(FILES)
+    world.only_saw(SMALL)
+    assert world.look() == SMALL
+    assert os.listdir(world.layout.staging) == []
