@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
 from modelcached.units import parse_duration, parse_size
@@ -90,6 +99,43 @@ def _duration(value: object) -> object:
     return parse_duration(value)
 
 
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("must be more than zero")
+    return value
+
+
+def _seconds(value: timedelta) -> str:
+    return f"{value.total_seconds():.6f}".rstrip("0").rstrip(".") + "s"
+
+
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError(f"{str(value)!r} is not an absolute path")
+    return value
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+def _host_port(value: str) -> str:
+    match = re.fullmatch(r"(?:\[[0-9a-fA-F:]+\]|[^\s:\[\]]*):(\d{1,5})", value)
+    if value and (match is None or int(match[1]) > 65535):
+        raise ValueError(f"{value!r} is not host:port")
+    return value
+
+
+def _endpoints(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value:
+        raise ValueError("is empty")
+    for endpoint in value:
+        url = urlsplit(endpoint)
+        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.username:
+            raise ValueError(f"{endpoint!r} is not an http(s) address without credentials")
+    return value
+
+
 def _mode(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
         return int(value, 8)
@@ -99,9 +145,10 @@ def _mode(value: object) -> object:
 SizeOrShare = Annotated[Size, BeforeValidator(_size_or_share), PlainSerializer(str)]
 Share = Annotated[float, BeforeValidator(_share), PlainSerializer(lambda share: f"{share * 100:g}%")]
 ByteRate = Annotated[int, BeforeValidator(_size), PlainSerializer(lambda size: f"{size}B")]
-Duration = Annotated[
-    timedelta, BeforeValidator(_duration), PlainSerializer(lambda duration: f"{duration.total_seconds():g}s")
-]
+Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(_seconds)]
+Timeout = Annotated[Duration, AfterValidator(_positive)]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+OptionalPath = Annotated[AbsolutePath | None, BeforeValidator(_empty_is_none)]
 FileMode = Annotated[int, BeforeValidator(_mode), PlainSerializer(lambda mode: f"{mode:04o}")]
 
 
@@ -112,7 +159,7 @@ class _Section(BaseModel):
 class CacheSection(_Section):
     """Where the cache lies and how much it may hold."""
 
-    dir: Path = Path("/var/lib/llm-models")
+    dir: AbsolutePath = Path("/var/lib/llm-models")
     """One filesystem; workloads mount `hub` below it."""
     budget: SizeOrShare = Size(share=0.80)
     """Most that `du` may ever see under dir, reservations included; a size or a share of the filesystem."""
@@ -127,8 +174,6 @@ class CacheSection(_Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> CacheSection:
-        if not self.dir.is_absolute():
-            raise ValueError(f"dir {str(self.dir)!r} must be an absolute path")
         if self.low_watermark > self.high_watermark:
             raise ValueError("low_watermark is above high_watermark")
         return self
@@ -137,34 +182,24 @@ class CacheSection(_Section):
 class HubSection(_Section):
     """The upstream."""
 
-    endpoints: tuple[str, ...] = ("https://huggingface.co",)
+    endpoints: Annotated[tuple[str, ...], AfterValidator(_endpoints)] = ("https://huggingface.co",)
     """The Hub, or mirrors that speak its protocol; tried in order."""
-    token_file: Path | None = None
+    token_file: OptionalPath = None
     """Read anew for each use; its content goes to the first endpoint's host and nowhere else."""
     resolve_ttl: Duration = timedelta(minutes=5)
     """How long a branch's commit is believed without asking again."""
-    timeout: Duration = timedelta(seconds=30)
+    timeout: Timeout = timedelta(seconds=30)
     """Most for one call of the Hub's API, retries included."""
     max_files: int = Field(default=100_000, ge=1)
     """Most files in one commit; above, the repository is refused."""
-
-    @model_validator(mode="after")
-    def _urls(self) -> HubSection:
-        if not self.endpoints:
-            raise ValueError("endpoints is empty")
-        for endpoint in self.endpoints:
-            url = urlsplit(endpoint)
-            if url.scheme not in ("http", "https") or not url.hostname or url.query or url.username:
-                raise ValueError(f"endpoints: {endpoint!r} is not an http(s) address without credentials")
-        return self
 
 
 class ServerSection(_Section):
     """The two sockets. Mount their directories into pods, never the sockets themselves."""
 
-    cache_socket: Path = Path("/run/modelcached/cache/cache.sock")
+    cache_socket: AbsolutePath = Path("/run/modelcached/cache/cache.sock")
     """What workloads call: CacheService."""
-    admin_socket: Path = Path("/run/modelcached/admin/admin.sock")
+    admin_socket: AbsolutePath = Path("/run/modelcached/admin/admin.sock")
     """What operators call: AdminService, and CacheService too."""
     cache_socket_mode: FileMode = 0o666
     """Any uid: the mount is the grant."""
@@ -179,22 +214,16 @@ class ServerSection(_Section):
 class MetricsSection(_Section):
     """Prometheus and probes."""
 
-    address: str = "127.0.0.1:9095"
+    address: Annotated[str, AfterValidator(_host_port)] = "127.0.0.1:9095"
     """host:port of /metrics, /healthz and /readyz; empty turns the listener off."""
-
-    @model_validator(mode="after")
-    def _host_port(self) -> MetricsSection:
-        if self.address and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:\[\]]*):\d{1,5}", self.address):
-            raise ValueError(f"address {self.address!r} is not host:port")
-        return self
 
 
 class LeasesSection(_Section):
     """How long use is believed."""
 
-    ttl: Duration = timedelta(hours=24)
+    ttl: Timeout = timedelta(hours=24)
     """How long a lease lasts that no pod and no stream proves; also the most that a client may ask for."""
-    kubelet_pods_dir: Path | None = Path("/var/lib/kubelet/pods")
+    kubelet_pods_dir: OptionalPath = Path("/var/lib/kubelet/pods")
     """Where pods show themselves; read only. Where it is not there, no pod leases are granted."""
     max_pod_lease: Duration | None = None
     """Ends a pod lease even while its pod is there; unset is never."""
@@ -209,9 +238,9 @@ class TransferSection(_Section):
     """Connections to upstream on this node, all models together."""
     rate_limit: ByteRate = 0
     """Bytes a second, all models together; 0 is no limit."""
-    stall_timeout: Duration = timedelta(seconds=30)
+    stall_timeout: Timeout = timedelta(seconds=30)
     """A connection that is silent for this long is dropped and its range asked for again."""
-    retry_timeout: Duration = timedelta(minutes=10)
+    retry_timeout: Timeout = timedelta(minutes=10)
     """A range that makes no progress for this long, over all retries, fails its request."""
 
 

@@ -9,6 +9,9 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
+MAX_SIZE = 2**63 - 1
+"""What a file's size can be at the most."""
+
 _SIZE_UNITS = {
     "": 1,
     "b": 1,
@@ -31,7 +34,11 @@ def parse_size(text: str) -> int:
         msg = f"{text!r} is not a size: write a number with a unit, such as 500GB or 465GiB"
         raise ValueError(msg)
     unit = _SIZE_UNITS[match[2].lower()]
-    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit  # exact above 2**53
+    size = float(match[1]) * unit if "." in match[1] else int(match[1]) * unit  # exact above 2**53
+    if size > MAX_SIZE:
+        msg = f"{text!r} is larger than any disk"
+        raise ValueError(msg)
+    return int(size)
 
 
 def parse_duration(text: str) -> timedelta:
@@ -47,14 +54,18 @@ def parse_duration(text: str) -> timedelta:
     if not stripped or position != len(stripped):
         msg = f"{text!r} is not a duration: write a number with a unit, such as 90s, 10m or 1h30m"
         raise ValueError(msg)
-    return timedelta(seconds=seconds)
+    try:
+        return timedelta(seconds=seconds)
+    except OverflowError:
+        msg = f"{text!r} is too long for a duration"
+        raise ValueError(msg) from None
 
 
 def format_size(size_bytes: int) -> str:
     """``"15.2 GB"``: powers of 1000, as disks and the Hub count."""
     value = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
+        if round(abs(value), 1) < 1000:  # 999,960 bytes are 1.0 MB, not 1000.0 kB
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.2f} TB"

@@ -32,7 +32,7 @@ class Reloader(FileSystemEventHandler):
         apply: Callable[[Config], None],
         tell: Callable[[str], None],
     ) -> None:
-        """``apply`` raises CacheError for settings that cannot be; ``tell`` gets what is wrong now, or an empty text."""
+        """``apply`` raises CacheError for what cannot be; ``tell`` gets what is wrong now, or an empty text."""
         self._config = config
         self._read = read
         self._apply = apply

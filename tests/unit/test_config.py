@@ -1,0 +1,306 @@
+"""Every setting: where it comes from, what it may be, and how a wrong one is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modelcached import config as configuration
+from modelcached.config import RELOADABLE, Config, ConfigError, changed_keys, load
+
+KEYS: dict[str, set[str]] = {
+    "cache": {"dir", "budget", "min_free", "high_watermark", "low_watermark", "partial_ttl"},
+    "hub": {"endpoints", "token_file", "resolve_ttl", "timeout", "max_files"},
+    "server": {
+        "cache_socket",
+        "admin_socket",
+        "cache_socket_mode",
+        "admin_socket_mode",
+        "max_streams",
+        "drain_timeout",
+    },
+    "metrics": {"address"},
+    "leases": {"ttl", "kubelet_pods_dir", "max_pod_lease", "reconnect_grace"},
+    "transfer": {"connections", "rate_limit", "stall_timeout", "retry_timeout"},
+    "policy": {"allow", "deny", "deny_files"},
+    "log": {"format", "level"},
+}
+
+GOOD: dict[str, tuple[str, Any]] = {
+    "cache.dir": ('"/srv/models"', "/srv/models"),
+    "cache.budget": ('"500GB"', "500000000000B"),
+    "cache.min_free": ('"12.5%"', "12.5%"),
+    "cache.high_watermark": ('"99%"', "99%"),
+    "cache.low_watermark": ('"10%"', "10%"),
+    "cache.partial_ttl": ('"90m"', "5400s"),
+    "hub.endpoints": ('["https://mirror.example", "http://hub.example:8080/path"]', None),
+    "hub.token_file": ('"/run/secrets/token"', "/run/secrets/token"),
+    "hub.resolve_ttl": ('"0s"', "0s"),
+    "hub.timeout": ('"1.5s"', "1.5s"),
+    "hub.max_files": ("10", 10),
+    "server.cache_socket": ('"/tmp/c.sock"', "/tmp/c.sock"),
+    "server.admin_socket": ('"/tmp/a.sock"', "/tmp/a.sock"),
+    "server.cache_socket_mode": ('"0660"', "0660"),
+    "server.admin_socket_mode": ('"640"', "0640"),
+    "server.max_streams": ("1", 1),
+    "server.drain_timeout": ('"30s"', "30s"),
+    "metrics.address": ('"[::1]:9095"', "[::1]:9095"),
+    "leases.ttl": ('"1w"', "604800s"),
+    "leases.kubelet_pods_dir": ('""', None),
+    "leases.max_pod_lease": ('"1234567890ms"', "1234567.89s"),
+    "leases.reconnect_grace": ('"2m"', "120s"),
+    "transfer.connections": ("64", 64),
+    "transfer.rate_limit": ('"10MB"', "10000000B"),
+    "transfer.stall_timeout": ('"5s"', "5s"),
+    "transfer.retry_timeout": ('"1h"', "3600s"),
+    "policy.allow": ('["org/*"]', ["org/*"]),
+    "policy.deny": ('["*/bad"]', ["*/bad"]),
+    "policy.deny_files": ('["*.bin"]', ["*.bin"]),
+    "log.format": ('"console"', "console"),
+    "log.level": ('"debug"', "debug"),
+}
+
+BAD: dict[str, list[str]] = {
+    "cache.dir": ['"relative"', "7", '""'],
+    "cache.budget": ['"lots"', "500", '"500"', '"101%"', '"-1GB"', '"50 %%"', "true", '"99999999PB"'],
+    "cache.min_free": ['"ten"', "10", '"-5%"'],
+    "cache.high_watermark": ['"1GB"', "0.95", '"120%"'],
+    "cache.low_watermark": ['"85"', "85"],
+    "cache.partial_ttl": ['"24"', "24", '"one day"', '"999999999999d"'],
+    "hub.endpoints": ["[]", '["ftp://x"]', '["https://user:password@x"]', '["no-scheme"]', '["https://x?q"]', "7"],
+    "hub.token_file": ['"relative/token"', "7"],
+    "hub.resolve_ttl": ['"5"', "300"],
+    "hub.timeout": ['"0s"', "30"],
+    "hub.max_files": ["0", '"many"', "-1"],
+    "server.cache_socket": ['"c.sock"', '""'],
+    "server.admin_socket": ['"a.sock"'],
+    "server.cache_socket_mode": ['"rw-rw-rw-"', "438", '"0888"', '"1777"'],
+    "server.admin_socket_mode": ['"6"'],
+    "server.max_streams": ["0", '"x"'],
+    "server.drain_timeout": ["10"],
+    "metrics.address": ['"9095"', '"host:"', '"host:99999"', '"a b:1"', "9095"],
+    "leases.ttl": ['"0s"', "86400"],
+    "leases.kubelet_pods_dir": ['"pods"'],
+    "leases.max_pod_lease": ["1"],
+    "leases.reconnect_grace": ['"60"'],
+    "transfer.connections": ["0", "65", '"x"'],
+    "transfer.rate_limit": ["1000", '"fast"'],
+    "transfer.stall_timeout": ['"0s"', "30"],
+    "transfer.retry_timeout": ['"0ms"', "600"],
+    "policy.allow": ['"org/*"', "[1]"],
+    "policy.deny": ["true"],
+    "policy.deny_files": ['"*.bin"'],
+    "log.format": ['"xml"'],
+    "log.level": ['"verbose"', "10"],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("MODELCACHED_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(configuration, "DEFAULT_CONFIG_FILE", tmp_path / "default.toml")
+
+
+def written(tmp_path: Path, key: str, value: str) -> Path:
+    section, _, name = key.partition(".")
+    file = tmp_path / "config.toml"
+    file.write_text(f"[{section}]\n{name} = {value}\n")
+    return file
+
+
+def effective(config: Config, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return config.effective()[section][name]
+
+
+def test_the_keys_are_those_that_others_script_against() -> None:
+    found = {name: set(field.annotation.model_fields) for name, field in Config.model_fields.items()}  # type: ignore[union-attr]
+    assert found == KEYS
+    assert set(GOOD) == set(BAD) == {f"{section}.{key}" for section, keys in KEYS.items() for key in keys}
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_a_good_value_is_taken_from_the_file(tmp_path: Path, key: str) -> None:
+    text, shown = GOOD[key]
+    config = load(written(tmp_path, key, text))
+    if key == "hub.endpoints":
+        shown = ["https://mirror.example", "http://hub.example:8080/path"]
+    assert effective(config, key) == shown
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_the_environment_says_the_same_as_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    text, _ = GOOD[key]
+    value = json.loads(text)
+    section, _, name = key.partition(".")
+    monkeypatch.setenv(
+        f"MODELCACHED_{section}__{name}".upper(), ", ".join(value) if isinstance(value, list) else str(value)
+    )
+    assert effective(load(None), key) == effective(load(written(tmp_path, key, text)), key)
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
+def test_a_bad_value_is_an_error_that_names_its_key(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, key, value))
+    assert str(caught.value).startswith(key)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_bad_value_in_the_environment_names_its_key_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELCACHED_TRANSFER__CONNECTIONS", "many")
+    with pytest.raises(ConfigError, match=r"^transfer\.connections: "):
+        load(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[cache]\nbudgets = '1GB'", "cache.budgets: no such setting"),
+        ("[cachee]\nbudget = '1GB'", "cachee: no such setting"),
+        ("budget = '1GB'", "budget: no such setting"),
+    ],
+)
+def test_an_unknown_key_is_an_error_that_names_it(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert str(caught.value) == named
+
+
+def test_an_unknown_name_in_the_environment_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELCACHED_CACHE__BUDGETS", "1GB")
+    with pytest.raises(ConfigError, match=r"^MODELCACHED_CACHE__BUDGETS: no such setting$"):
+        load(None)
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELCACHED_NONSENSE", "1")
+    file = tmp_path / "config.toml"
+    file.write_text("[cache]\nbudget = 'x'\nmin_free = 'y'\n[log]\nlevel = 'z'\n")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    starts = [line.partition(":")[0] for line in str(caught.value).splitlines()]
+    assert sorted(starts) == ["MODELCACHED_NONSENSE", "cache.budget", "cache.min_free", "log.level"]
+
+
+def test_watermarks_stand_in_their_order(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="low_watermark is above high_watermark"):
+        load(written(tmp_path, "cache.high_watermark", '"50%"'))
+
+
+def test_flags_come_before_the_environment_and_that_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[cache]\nbudget = '1GB'\nmin_free = '1GB'\npartial_ttl = '1h'\n")
+    monkeypatch.setenv("MODELCACHED_CACHE__BUDGET", "2GB")
+    monkeypatch.setenv("MODELCACHED_CACHE__MIN_FREE", "2GB")
+    cache = load(file, {"cache": {"budget": "3GB"}}).cache
+    assert (str(cache.budget), str(cache.min_free)) == ("3000000000B", "2000000000B")
+    assert cache.partial_ttl == timedelta(hours=1)
+
+
+@pytest.mark.parametrize("content", [b"[cache", b"\xff\xfe", b"[cache]\nbudget = '1GB'\nbudget = '2GB'"])
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=str(file)):
+        load(file)
+
+
+def test_a_file_that_was_named_must_be_there_the_default_need_not(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load(tmp_path / "none.toml")
+    assert load(None) == Config()
+
+
+def test_a_share_is_of_the_filesystem(tmp_path: Path) -> None:
+    budget = load(written(tmp_path, "cache.budget", '"80%"')).cache.budget
+    assert budget.of(1_000_000) == 800_000
+    assert load(written(tmp_path, "cache.budget", '"5GB"')).cache.budget.of(1_000_000) == 5_000_000_000
+
+
+def test_defaults_are_what_the_design_says() -> None:
+    config = Config()
+    assert str(config.cache.dir) == "/var/lib/llm-models"
+    assert config.cache.partial_ttl == timedelta(hours=24)
+    assert config.leases.reconnect_grace == timedelta(seconds=60)
+    assert str(config.server.cache_socket) == "/run/modelcached/cache/cache.sock"
+    assert str(config.server.admin_socket) == "/run/modelcached/admin/admin.sock"
+    assert (config.server.cache_socket_mode, config.server.admin_socket_mode) == (0o666, 0o600)
+
+
+# Reload
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_a_change_is_known_as_one_that_can_be_reloaded_or_not(tmp_path: Path, key: str) -> None:
+    new = load(written(tmp_path, key, GOOD[key][0]))
+    now, later = changed_keys(Config(), new)
+    section, _, name = key.partition(".")
+    assert (now, later) == (({key}, set()) if name in RELOADABLE.get(section, ()) else (set(), {key}))
+
+
+def test_what_the_design_reloads_is_reloadable() -> None:
+    for key in ("cache.budget", "cache.high_watermark", "policy.allow", "policy.deny", "hub.token_file"):
+        section, _, name = key.partition(".")
+        assert name in RELOADABLE[section]
+
+
+def test_no_difference_is_too_small_to_be_noticed(tmp_path: Path) -> None:
+    old = load(written(tmp_path, "leases.max_pod_lease", '"12345678s"'))
+    new = load(written(tmp_path, "leases.max_pod_lease", '"12345679s"'))
+    assert changed_keys(old, new)[0] == {"leases.max_pod_lease"}
+
+
+# --check
+
+
+def check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "modelcached.main", *arguments, "--check"], capture_output=True, text=True, check=False
+    )
+
+
+def test_check_prints_the_effective_settings_which_are_a_configuration_again(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[cache]\nbudget = '500GB'\n[leases]\nttl = '36h'\n[policy]\nallow = ['org/*']\n")
+    done = check("--config", str(file), "--cache-dir", str(tmp_path), "--hub-endpoint", "https://hub.example")
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = json.loads(done.stdout)
+    assert {section: set(values) for section, values in printed.items()} == KEYS
+    assert printed["cache"]["budget"] == "500000000000B"
+    assert printed["cache"]["dir"] == str(tmp_path)
+    assert printed["hub"]["endpoints"] == ["https://hub.example"]
+    assert printed["server"]["cache_socket_mode"] == "0666"
+    assert Config(**printed).effective() == printed
+
+
+def test_check_shows_no_secret(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("hf_secret")
+    done = check("--config", str(written(tmp_path, "hub.token_file", json.dumps(str(token)))))
+    assert done.returncode == 0
+    assert str(token) in done.stdout
+    assert "hf_secret" not in done.stdout
+
+
+def test_check_tells_each_mistake_and_exits_78(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[cache]\nbudget = 'x'\nsize = 1\n")
+    done = check("--config", str(file))
+    assert (done.returncode, done.stdout) == (78, "")
+    assert [line.partition(": ")[2].partition(":")[0] for line in done.stderr.splitlines()] == [
+        "cache.budget",
+        "cache.size",
+    ]
