@@ -131,22 +131,39 @@ class Database:
                 self._commit(jobs)
 
     def _commit(self, jobs: list[_Job]) -> None:
-        error: sqlite3.Error | None = None
+        """One transaction for all; a job whose statements fail takes back only its own."""
+        errors: dict[int, sqlite3.Error] = {}
         try:
             self._connection.execute("BEGIN")
-            for job in jobs:
-                for sql, arguments in job.statements:
-                    self._connection.execute(sql, arguments)
+            for number, job in enumerate(jobs):
+                try:
+                    self._run_job(job)
+                except sqlite3.Error as error:
+                    if not self._connection.in_transaction:  # a full disk ends all of it
+                        raise
+                    errors[number] = error
             self._connection.execute("COMMIT")
-        except sqlite3.Error as caught:
-            error = caught
+        except sqlite3.Error as error:
+            errors = dict.fromkeys(range(len(jobs)), error)
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
-        self.last_error = str(error) if error else None
-        for job in jobs:
+        self.last_error = str(next(iter(errors.values()))) if errors else None
+        for number, job in enumerate(jobs):
             if job.done is not None and job.loop is not None:
                 with contextlib.suppress(RuntimeError):  # the loop has gone: nobody waits any more
-                    job.loop.call_soon_threadsafe(_settle, job.done, error)
+                    job.loop.call_soon_threadsafe(_settle, job.done, errors.get(number))
+
+    def _run_job(self, job: _Job) -> None:
+        self._connection.execute("SAVEPOINT job")
+        try:
+            for sql, arguments in job.statements:
+                self._connection.execute(sql, arguments)
+        except sqlite3.Error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK TO job")
+                self._connection.execute("RELEASE job")
+            raise
+        self._connection.execute("RELEASE job")
 
 
 def _settle(done: asyncio.Future[None], error: sqlite3.Error | None) -> None:

@@ -97,8 +97,9 @@ class UseLedger:
             ("DELETE FROM usage WHERE repo_id = ? AND commit_id = ?", key),
             ("DELETE FROM named WHERE repo_id = ? AND commit_id = ?", key),
         )
-        for commits in self._named.values():
-            commits.pop(snapshot.commit, None)
+        for (repo_id, _), commits in self._named.items():
+            if repo_id == snapshot.repo_id:  # a duplicated repository has the same commits
+                commits.pop(snapshot.commit, None)
 
     def order(self, snapshots: Iterable[SnapshotId]) -> list[SnapshotId]:
         """Least recently used first; what was never asked for goes before all."""

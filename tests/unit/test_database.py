@@ -1,0 +1,127 @@
+"""state.db: commits are there after a kill, garbage is told from a database, a failure fails only its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from modelcached.ledger.database import SCHEMA_VERSION, Database, NewerSchemaError, connect, contents
+
+PIN = "INSERT INTO pins VALUES (?, 'main', 0)"
+
+
+def pins(path: Path) -> list[str]:
+    connection = connect(str(path))
+    try:
+        return [repo for repo, _ in contents(connection).pins]
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.db"
+
+
+async def test_what_was_waited_for_survives_a_kill(path: Path, tmp_path: Path) -> None:
+    database = Database(connect(str(path)))
+    await database.write((PIN, ("org/a",)))
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for file in (path, Path(f"{path}-wal")):  # what a kill leaves: nothing is closed, nothing checkpointed
+        shutil.copy(file, killed / file.name)
+    database.close()
+    assert pins(killed / path.name) == ["org/a"]
+
+
+async def test_what_was_not_waited_for_is_there_after_a_clean_end(path: Path) -> None:
+    database = Database(connect(str(path)))
+    for number in range(2500):  # more than one transaction takes
+        database.write_later((PIN, (f"org/{number:04}",)))
+    database.close()
+    assert len(pins(path)) == 2500
+
+
+async def test_statements_of_many_callers_go_into_few_transactions_in_their_order(path: Path) -> None:
+    database = Database(connect(str(path)))
+    sql = "INSERT OR REPLACE INTO pins VALUES ('org/a', 'main', ?)"
+    await asyncio.gather(*(database.write((sql, (number,))) for number in range(200)))
+    database.close()
+    connection = connect(str(path))
+    assert connection.execute("SELECT pinned_at FROM pins").fetchall() == [(199,)]
+    connection.close()
+
+
+async def test_a_failed_write_raises_changes_nothing_and_is_shown(path: Path) -> None:
+    database = Database(connect(str(path)))
+    with pytest.raises(sqlite3.Error):
+        await database.write((PIN, ("org/a",)), ("INSERT INTO nowhere VALUES (1)", ()))
+    assert "nowhere" in str(database.last_error)
+    await database.write((PIN, ("org/b",)))
+    assert database.last_error is None
+    database.close()
+    assert pins(path) == ["org/b"]
+
+
+async def test_one_callers_mistake_is_not_anothers(path: Path) -> None:
+    """They may share a transaction: a lease that was answered for must be there all the same."""
+    database = Database(connect(str(path)))
+    writes = [database.write((PIN, (f"org/{number}",))) for number in range(20)]
+    writes.insert(10, database.write(("INSERT INTO nowhere VALUES (1)", ())))
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    database.close()
+    assert [index for index, result in enumerate(results) if result is not None] == [10]
+    assert len(pins(path)) == 20
+
+
+async def test_a_caller_that_has_gone_does_not_stop_the_writer(path: Path) -> None:
+    database = Database(connect(str(path)))
+    gone = asyncio.create_task(database.write((PIN, ("org/a",))))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await database.write((PIN, ("org/b",)))
+    database.close()
+    assert pins(path) == ["org/a", "org/b"]
+
+
+@pytest.mark.parametrize("content", [b"not a database, and long enough to be none" * 100, os.urandom(8192)])
+def test_garbage_is_no_database(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(sqlite3.DatabaseError):
+        connect(str(path))
+
+
+def test_a_damaged_page_is_found_at_the_start(path: Path) -> None:
+    connection = connect(str(path))
+    connection.executemany(PIN, [(f"org/{number}",) for number in range(2000)])
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek(4096 * 6)
+        file.write(b"\xff" * 8192)
+    with pytest.raises(sqlite3.DatabaseError):
+        connect(str(path)).execute("SELECT count(*) FROM pins").fetchall()
+
+
+def test_a_database_of_a_newer_daemon_is_refused_and_left_as_it_is(path: Path) -> None:
+    connection = connect(str(path))
+    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(NewerSchemaError, match=f"schema {SCHEMA_VERSION + 1}"):
+        connect(str(path))
+    assert path.read_bytes() == before
+
+
+def test_no_second_process_writes_to_it(path: Path) -> None:
+    first = connect(str(path))
+    first.execute(PIN, ("org/a",))
+    other = sqlite3.connect(str(path), timeout=0)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        other.execute("SELECT * FROM pins").fetchall()
+    other.close()
+    first.close()
+    assert not Path(f"{path}-shm").exists(), "hostPath volumes need no shared memory"

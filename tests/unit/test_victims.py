@@ -1,0 +1,92 @@
+"""Which snapshots go, and what du loses by each, blobs with several names included."""
+
+from __future__ import annotations
+
+from modelcached.ledger.victims import Candidate, Inode, Name, Shares, Victim, choose
+from modelcached.model import Algorithm, Commit, Digest, RepoId, SnapshotId
+
+BIG, SMALL = Digest(Algorithm.SHA256, "b" * 64), Digest(Algorithm.SHA256, "5" * 64)
+OWN = 10
+
+
+def name(repo: str, digest: Digest = BIG) -> Name:
+    return Name(RepoId(repo), digest)
+
+
+def snapshot(repo: str, *digests: Digest, commit: str = "1") -> Candidate:
+    names = frozenset(name(repo, digest) for digest in digests)
+    return Candidate(SnapshotId(RepoId(repo), Commit(commit * 40)), names, OWN)
+
+
+def alone(*candidates: Candidate, size: int = 1000) -> Shares:
+    """Each name an inode of its own."""
+    names = {n for candidate in candidates for n in candidate.names}
+    users = {n: sum(n in candidate.names for candidate in candidates) for n in names}
+    return Shares(users, {n: Inode(number, size, 1) for number, n in enumerate(sorted(names, key=str))})
+
+
+def freed(victims: list[Victim]) -> list[tuple[str, int]]:
+    return [(victim.id.repo_id, victim.freed_bytes) for victim in victims]
+
+
+def test_the_fewest_from_the_front_go() -> None:
+    order = [snapshot(repo, BIG) for repo in "abc"]
+    victims, total = choose(order, alone(*order), 1500)
+    assert freed(victims) == [("a", 1010), ("b", 1010)]
+    assert total == 2020
+
+
+def test_nothing_goes_for_nothing() -> None:
+    order = [snapshot("a", BIG)]
+    assert choose(order, alone(*order), 0) == ([], 0)
+    assert choose(order, alone(*order), -5) == ([], 0)
+
+
+def test_all_are_named_when_all_are_not_enough() -> None:
+    order = [snapshot(repo, BIG) for repo in "ab"]
+    victims, total = choose(order, alone(*order), 10**9)
+    assert [victim.id.repo_id for victim in victims] == ["a", "b"]
+    assert total == 2020
+
+
+def test_a_blob_that_another_snapshot_of_its_repository_needs_stays() -> None:
+    older, newer = snapshot("a", BIG, SMALL, commit="1"), snapshot("a", BIG, commit="2")
+    shares = alone(older, newer)
+    assert shares.alone(older) == OWN + 1000, "only what it has to itself"
+    assert shares.remove(older).freed_bytes == OWN + 1000
+    assert shares.remove(newer).freed_bytes == OWN + 1000, "the last user takes the blob along"
+
+
+def linked(link_count: int) -> Shares:
+    inode = Inode(7, 1000, link_count)
+    return Shares({name("a"): 1, name("b"): 1}, {name("a"): inode, name("b"): inode})
+
+
+def test_a_linked_blob_is_freed_by_the_last_of_its_names() -> None:
+    shares = linked(2)
+    assert shares.alone(snapshot("a", BIG)) == OWN
+    assert shares.remove(snapshot("a", BIG)).freed_bytes == OWN
+    assert shares.remove(snapshot("b", BIG)).freed_bytes == OWN + 1000
+
+
+def test_a_name_outside_the_cache_keeps_the_bytes() -> None:
+    shares = linked(3)
+    assert [shares.remove(snapshot(repo, BIG)).freed_bytes for repo in "ab"] == [OWN, OWN]
+
+
+def test_two_names_in_one_snapshot_are_freed_together() -> None:
+    inode = Inode(7, 1000, 2)
+    both = Shares({name("a", BIG): 1, name("a", SMALL): 1}, {name("a", BIG): inode, name("a", SMALL): inode})
+    assert both.alone(snapshot("a", BIG, SMALL)) == OWN + 1000
+    assert both.remove(snapshot("a", BIG, SMALL)).freed_bytes == OWN + 1000
+
+
+def test_looking_at_what_one_would_free_takes_nothing_away() -> None:
+    shares = linked(1)
+    first = shares.alone(snapshot("a", BIG))
+    assert shares.alone(snapshot("a", BIG)) == first == OWN + 1000
+
+
+def test_a_name_without_a_blob_frees_nothing() -> None:
+    shares = Shares({name("a"): 1}, {})
+    assert shares.remove(snapshot("a", BIG)).freed_bytes == OWN
