@@ -60,3 +60,13 @@ def test_eviction_frees_what_du_loses(hub: Hub, node: Node) -> None:
     assert node.visible("org/tiny") == []
     assert before - node.du() > 1_000_000
     node.assert_disk_truth()
+
+
+def test_a_hit_by_another_name_is_on_the_books(hub: Hub, node: Node) -> None:
+    """I8: a branch that is new to the cache costs a file, though nothing is fetched."""
+    repo = hub.create_repo("org/tiny")
+    repo.move("stable", repo.commit(tiny_llama()))
+    node.ensure("org/tiny")
+    (ready,) = node.ensure("org/tiny", "--revision", "stable")
+    assert ready["outcome"] == "hit"
+    node.assert_disk_truth()
