@@ -177,3 +177,4 @@ class Core:
                 refs[revision] = before
             raise
         self.use.named(repo_id, revision, commit)
+        await self.measure(repo_folder(repo_id))  # a hit by a new name ends here
