@@ -56,7 +56,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         for model in request.models:
             repo_id = parse_repo_id(model.repo_id)
             revision = parse_revision(model.revision) if model.revision else None
-            snapshots |= dict.fromkeys(self._cache.named(repo_id, revision))
+            snapshots |= dict.fromkeys(self._cache.shelf.named(repo_id, revision))
         if not snapshots:
             raise CacheError(Reason.INVALID_REQUEST, "the request names no model")
         evicted = await self._cache.evict(list(snapshots), dry_run=request.dry_run)
@@ -127,5 +127,5 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             )
         if request.recovered:
             chosen |= dict.fromkeys(lease.id for lease in leases.values() if lease.kind is LeaseKind.RECOVERED)
-        released = await self._cache.release_leases(list(chosen))
+        released = await self._cache.leasing.release(list(chosen))
         return admin_pb2.ReleaseLeasesResponse(lease_ids=released)

@@ -49,7 +49,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     async def GetModel(self, request: cache_pb2.GetModelRequest, context: Any) -> cache_pb2.GetModelResponse:  # noqa: N802
         """See the contract."""
         del context
-        model = await self._cache.get(translate.model_request(request.model))
+        model = await self._cache.shelf.get(translate.model_request(request.model))
         return cache_pb2.GetModelResponse(model=translate.model_message(model), hub_dir=self._cache.core.layout.hub)
 
     @unary
@@ -57,7 +57,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         """See the contract."""
         del context
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE) if request.page_size >= 0 else _DEFAULT_PAGE
-        models, following = self._cache.page(translate.parse_page_token(request.page_token), size)
+        models, following = self._cache.shelf.page(translate.parse_page_token(request.page_token), size)
         return cache_pb2.ListModelsResponse(
             models=map(translate.model_message, models), next_page_token=translate.page_token(following)
         )
@@ -66,7 +66,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     async def RenewLease(self, request: cache_pb2.RenewLeaseRequest, context: Any) -> cache_pb2.RenewLeaseResponse:  # noqa: N802
         """See the contract."""
         del context
-        lease = await self._cache.renew_lease(request.lease_id)
+        lease = await self._cache.leasing.renew(request.lease_id)
         return cache_pb2.RenewLeaseResponse(lease=translate.lease_message(lease, self._cache.core.clock))
 
     @unary
@@ -75,7 +75,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     ) -> cache_pb2.ReleaseLeaseResponse:
         """See the contract."""
         del context
-        await self._cache.release_leases([request.lease_id])
+        await self._cache.leasing.release([request.lease_id])
         return cache_pb2.ReleaseLeaseResponse()
 
     @stream
@@ -84,12 +84,12 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     ) -> AsyncIterator[cache_pb2.HoldModelResponse]:
         """See the contract."""
         del context
-        async with self._cache.held(request.lease_id) as lease:
+        async with self._cache.leasing.held(request.lease_id) as lease:
             clock = self._cache.core.clock
             yield cache_pb2.HoldModelResponse(
                 lease=translate.lease_message(lease, clock), held_since=translate.timestamp(clock.wall())
             )
-            await self._cache.until_released(request.lease_id)
+            await self._cache.leasing.until_released(request.lease_id)
             if self._cache.stopping:
                 raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping; the lease waits for reconnect_grace")
             raise CacheError(Reason.LEASE_NOT_FOUND, f"lease {request.lease_id} was released")

@@ -70,7 +70,7 @@ class LeaseKeeper:
             lease = use.leases.get(lease_id)
             if lease is not None:
                 log.info("lease ended", lease=lease_id, kind=lease.kind.value, holder=lease.holder, why=why)
-        await self._cache.release_leases(list(ended))
+        await self._cache.leasing.release(list(ended))
 
     def _tell(self, *, healthy: bool) -> None:
         """Whether absence means anything, where operators look."""

@@ -1,0 +1,145 @@
+"""All running assemblies: one for each set of selections, joined by whoever asks for the same meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+import structlog
+
+from modelcached.cache.assembly import Assembly, Tally, Want
+from modelcached.cache.core import Core
+from modelcached.cache.requests import Phase, Progress, Transfer
+from modelcached.errors import CacheError, Reason
+from modelcached.model import Commit, RepoId, SnapshotId
+from modelcached.sources.http import HttpSource
+from modelcached.transfer.flights import Flights
+
+log = structlog.get_logger()
+
+
+class Watch:
+    """One caller's view of its request: phase and progress at any moment, however slowly it looks."""
+
+    def __init__(self) -> None:
+        self._phase = Phase.QUEUED
+        self._detail = ""
+        self._assembly: Assembly | None = None
+        self._waiters: Callable[[Assembly], int] = lambda _: 1
+
+    def enter(self, phase: Phase, detail: str = "") -> None:
+        """The request goes on to the next phase."""
+        self._phase, self._detail, self._assembly = phase, detail, None
+
+    def follow(self, assembly: Assembly, waiters: Callable[[Assembly], int]) -> None:
+        """From now on the assembly's progress is this request's."""
+        self._assembly, self._waiters = assembly, waiters
+
+    def progress(self) -> Progress:
+        """Now."""
+        if self._assembly is not None:
+            return self._assembly.progress(self._waiters(self._assembly))
+        return Progress(self._phase, detail=self._detail)
+
+
+class Assemblies:
+    """The event loop's alone."""
+
+    def __init__(self, core: Core, flights: Flights, source: HttpSource, endpoint: str) -> None:
+        self._core = core
+        self._flights = flights
+        self._source = source
+        self._endpoint = endpoint
+        self._running: dict[object, Assembly] = {}
+
+    def _join(self, wants: tuple[Want, ...], token: str | None, *, publish: bool = True) -> Assembly:
+        """The one running request for exactly these selections, started when there is none."""
+        key = tuple((want.snapshot, want.selection.profile) for want in wants)
+        assembly = self._running.get(key)
+        if assembly is None:
+            assembly = Assembly(
+                self._core, self._flights, self._source, self._endpoint, wants, token, publishes=publish
+            )
+            self._running[key] = assembly
+            assembly.task = asyncio.create_task(assembly.run(), name=f"assemble {assembly.holder}")
+
+            def over(task: asyncio.Task[None]) -> None:
+                del self._running[key]
+                if not task.cancelled() and (error := task.exception()) is not None and assembly.waiters == 0:
+                    log.warning("background assembly failed", model=assembly.holder, why=str(error))
+
+            assembly.task.add_done_callback(over)
+        else:
+            assembly.also_point(wants)
+        return assembly
+
+    async def make_whole(self, wants: tuple[Want, ...], token: str | None, watch: Watch) -> dict[SnapshotId, Tally]:
+        """Waits until every selection is published; what each was made from. Raises CacheError.
+
+        Cancelling stops the wait alone.
+        """
+        before = self._running.get(tuple((want.snapshot, want.selection.profile) for want in wants))
+        assembly = self._join(wants, token)
+        watch.follow(assembly, self.waiters)
+        with assembly.waiting():
+            assert assembly.task is not None
+            await asyncio.shield(assembly.task)  # the wait can be cancelled, the work goes on
+        if before is assembly:
+            return {
+                snapshot: Tally(0, tally.linked_bytes, 0, tally.started + tally.joined)
+                for snapshot, tally in assembly.tallies.items()
+            }
+        return assembly.tallies
+
+    def waiters(self, assembly: Assembly) -> int:
+        """Callers that wait for any of the same transfers."""
+        return sum(
+            other.waiters
+            for other in self._running.values()
+            if other is assembly or other.joined.keys() & assembly.joined.keys()
+        )
+
+    async def fetch_one(self, want: Want, token: str | None) -> bytes:
+        """A single file's verified content; its blob stays for the snapshot that will want it."""
+        (entry,) = want.entries.values()
+        with self._core.use.hold((), want.names):
+            assembly = self._join((want,), token, publish=False)
+            with assembly.waiting():
+                assert assembly.task is not None
+                await asyncio.shield(assembly.task)
+            path = self._core.layout.blob(want.snapshot.repo_id, entry.digest)
+
+            def read() -> bytes:
+                with open(path, "rb") as file:
+                    return file.read()
+
+            return await self._core.pools.on_disk(read)
+
+    def transfers(self) -> tuple[Transfer, ...]:
+        """What is on its way."""
+        return tuple(
+            Transfer(a.wants[0].snapshot, a.progress(self.waiters(a)), background=a.waiters == 0)
+            for a in self._running.values()
+            if a.publishes
+        )
+
+    def cancel(self, repo_id: RepoId, commit: Commit | None) -> int:
+        """Ends running transfers of a model; how many."""
+        why = CacheError(Reason.TRANSFER_CANCELLED, f"the transfer of {repo_id} was cancelled by an operator")
+        cancelled = 0
+        for assembly in self._running.values():
+            if any(w.snapshot.repo_id == repo_id and commit in (None, w.snapshot.commit) for w in assembly.wants):
+                cancelled += 1
+                for flight in assembly.joined.values():
+                    self._flights.cancel(flight, why)
+        return cancelled
+
+    async def stop(self, patience: timedelta) -> None:
+        """Ends all of them, keeping what they have."""
+        tasks = [assembly.task for assembly in self._running.values() if assembly.task is not None]
+        await self._flights.stop()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=patience.total_seconds())
+            for task in late:
+                task.cancel()

@@ -1,0 +1,113 @@
+"""Looking: what is cached, under whose protection, and what the disk holds. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modelcached.cache import eviction
+from modelcached.cache.admission import pinned_and_leased
+from modelcached.cache.assemblies import Assemblies
+from modelcached.cache.assembly import Want, is_whole
+from modelcached.cache.core import Core
+from modelcached.cache.requests import CachedModel, ModelRequest, Status
+from modelcached.errors import CacheError, Reason
+from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
+from modelcached.store.index import Snapshot, SnapshotState
+from modelcached.store.scan import free_bytes
+
+
+class Shelf:
+    """The event loop's alone."""
+
+    def __init__(self, core: Core, assemblies: Assemblies) -> None:
+        self._core = core
+        self._assemblies = assemblies
+
+    def find(self, repo_id: RepoId, revision: Revision) -> Snapshot:
+        """A cached snapshot by branch, tag or commit. Raises CacheError(MODEL_NOT_CACHED)."""
+        repo = self._core.index.repos.get(repo_id)
+        commit: Commit | None = as_commit(revision) or (repo.refs.get(revision) if repo else None)
+        snapshot = repo.snapshots.get(commit) if repo and commit else None
+        if snapshot is None or snapshot.state is SnapshotState.CONDEMNED:
+            raise CacheError(Reason.MODEL_NOT_CACHED, f"{repo_id}@{revision} is not in the cache")
+        return snapshot
+
+    async def get(self, model: ModelRequest) -> CachedModel:
+        """From the cache alone. Raises CacheError(MODEL_NOT_CACHED) unless the profile is complete and on disk."""
+        snapshot = self.find(model.repo_id, model.revision)
+        selection = snapshot.record.selections.get(model.profile.canonical) if snapshot.record else None
+        if selection is None or snapshot.record is None:
+            raise CacheError(
+                Reason.MODEL_NOT_CACHED,
+                f"{model.repo_id}@{model.revision} is in the cache, but not whole for {model.profile.canonical}",
+            )
+        if not await is_whole(self._core, Want(snapshot.record, selection, model.revision, stale=False)):
+            raise CacheError(Reason.MODEL_NOT_CACHED, f"{snapshot.id} lost files on disk; ensure it to heal it")
+        return self.describe([snapshot])[0]
+
+    def describe(self, snapshots: Sequence[Snapshot]) -> list[CachedModel]:
+        """As they are listed."""
+        core, refs, books = self._core, self._core.refs(), eviction.shares(self._core)
+        listed = []
+        for snapshot in snapshots:
+            repo = core.index.repo(snapshot.id.repo_id)
+            blobs = [repo.blobs[digest] for digest in snapshot.digests if digest in repo.blobs]
+            usage = core.use.usage.get(snapshot.id)
+            listed.append(
+                CachedModel(
+                    snapshot.id,
+                    core.layout.snapshot_path(snapshot.id),
+                    tuple(core.index.revisions(snapshot.id)),
+                    tuple(sorted(snapshot.record.selections)) if snapshot.record else (),
+                    sum({blob.stamp.inode: blob.allocated_bytes for blob in blobs}.values()),
+                    books.alone(eviction.candidate(snapshot)),
+                    usage.used_at if usage else None,
+                    bool(core.use.pins_on(snapshot.id, refs)),
+                    tuple(lease.id for lease in core.use.leases_on(snapshot.id, refs)),
+                    snapshot.state,
+                )
+            )
+        return listed
+
+    def page(self, after: SnapshotId | None, size: int) -> tuple[list[CachedModel], SnapshotId | None]:
+        """The next snapshots in order of repository and commit, and where the page after begins."""
+        ordered = sorted(self._core.index.snapshots(), key=lambda snapshot: snapshot.id)
+        rest = [snapshot for snapshot in ordered if after is None or snapshot.id > after]
+        chosen = rest[:size]
+        return self.describe(chosen), chosen[-1].id if len(rest) > size else None
+
+    def named(self, repo_id: RepoId, revision: Revision | None) -> list[SnapshotId]:
+        """What an operator means: one snapshot, or every cached commit. Raises CacheError(MODEL_NOT_CACHED)."""
+        if revision is not None:
+            return [self.find(repo_id, revision).id]
+        repo = self._core.index.repos.get(repo_id)
+        found = sorted(s.id for s in repo.snapshots.values()) if repo else []
+        if not found:
+            raise CacheError(Reason.MODEL_NOT_CACHED, f"{repo_id} is not in the cache")
+        return found
+
+    async def status(self) -> Status:
+        """The disk's truth at this moment."""
+        core = self._core
+        await core.measure("private", "root", "manifests")  # what grows by itself
+        free, total = await core.pools.on_disk(free_bytes, core.layout.cache_dir)
+        pinned, leased = pinned_and_leased(core)
+        space = core.space
+        return Status(
+            budget_bytes=space.limits.budget_bytes,
+            used_bytes=space.used_bytes,
+            reserved_bytes=space.reserved_bytes,
+            partial_bytes=space.area_bytes("partial"),
+            trash_bytes=space.area_bytes("trash"),
+            quarantine_bytes=space.area_bytes("quarantine"),
+            pinned_bytes=pinned,
+            leased_bytes=leased,
+            filesystem_free_bytes=free,
+            filesystem_total_bytes=total,
+            min_free_bytes=space.limits.min_free_bytes,
+            models=sum(1 for _ in core.index.snapshots()),
+            leases=len(core.use.leases),
+            transfers=self._assemblies.transfers(),
+            hub_dir=core.layout.hub,
+            degraded=tuple(core.degraded.values()),
+        )
