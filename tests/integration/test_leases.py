@@ -180,7 +180,7 @@ def test_the_complaint_about_the_pods_directory_ends_with_the_last_pod_lease(hub
 
 
 def test_a_held_stream_survives_a_restart_under_pressure(hub: Hub, make_node: Callable[..., Node]) -> None:
-    node = make_node(cache=ONE_MODEL, leases={"reconnect_grace": "4s"}).start()
+    node = make_node(cache=ONE_MODEL, leases={"reconnect_grace": "6s"}).start()
     publish(hub, "held", "wanted")
     ready = node.root / "ready"
     keeper = node.popen("ensure-model", "--hold", "--ready-file", str(ready), "org/held")
@@ -190,12 +190,13 @@ def test_a_held_stream_survives_a_restart_under_pressure(hub: Hub, make_node: Ca
     os.kill(keeper.pid, signal.SIGSTOP)  # it cannot come back before we have asked
     node.kill()
     node.start()
+    several_looks(node, 1)
     wanted = node.run("ensure-model", "org/wanted")
     assert wanted.returncode == 75, "within reconnect_grace the space is still its"
     assert "leased" in wanted.stderr
     os.kill(keeper.pid, signal.SIGCONT)
     node.wait_until(lambda: node.metric("modelcached_leases") == 1, 10, "the lease is known")
-    grace_is_over(node, seconds=4)
+    grace_is_over(node, seconds=6)
     assert [lease["id"]] == [left["id"] for left in leases(node)]
     assert node.run("ensure-model", "org/wanted").returncode == 75, "the keeper has reconnected"
 
