@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-import signal
+import threading
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
 
+from modelcached.config import load
+from modelcached.main import Daemon
+from modelcached.store.disk import Disk
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -16,7 +20,7 @@ from tests.hub import MIB, Fault, FaultKind, Hub, Synthetic
 from tests.node.daemon import Node
 
 BASE_UNITS = ("seconds", "bytes", "ratio", "info", "total")
-NO_UNITS = {"models", "leases", "transfers", "transfer_waiters", "degraded"}
+NO_UNITS = {"models", "leases", "transfers", "transfer_waiters", "degraded", "event_loop_tasks"}
 """Gauges that count things."""
 
 
@@ -154,15 +158,30 @@ def test_health_means_that_the_event_loop_answers(node: Node) -> None:
     assert (status, "modelcached_used_bytes" in body) == (200, True)
 
 
-def test_a_daemon_that_drains_is_alive_and_not_ready(hub: Hub, make_node: Callable[..., Node]) -> None:
-    node = make_node(hub={"timeout": "2s"}).start()
-    hub.faults.add(Fault(FaultKind.SILENT, where="api"))
-    client = node.popen("ensure-model", "org/model", "--timeout", "10s")
-    assert hub.wait_until(lambda: hub.request_count(kind="api") > 0), "something is under way"
-    assert node.process is not None
-    node.process.send_signal(signal.SIGTERM)
-    node.wait_until(lambda: get(node, "/readyz") == (503, "not serving\n"), 5, "it is not ready any more")
-    assert get(node, "/healthz") == (200, "ok\n")
-    assert node.process.wait(20) == 0
-    client.terminate()
-    client.communicate(timeout=20)
+async def test_a_daemon_that_drains_is_alive_and_not_ready(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node()
+    node.write_config()
+    hub.create_repo("org/model").commit({"config.json": b"{}", "model.safetensors": Synthetic(2 * MIB, 1)})
+    writing, go_on = threading.Event(), threading.Event()
+
+    def stop_the_world(operation: str, path: str) -> None:
+        if operation == "rename" and "/blobs/" in path:
+            writing.set()
+            assert go_on.wait(30)
+
+    daemon = Daemon(load(node.config_file), Disk(stop_the_world))
+    await daemon.start()
+    client = node.popen("ensure-model", "org/model")
+    stopping: asyncio.Task[None] | None = None
+    try:
+        assert await asyncio.to_thread(writing.wait, 20), "the disk is busy with a blob"
+        stopping = asyncio.create_task(daemon.stop())
+        while await asyncio.to_thread(get, node, "/readyz") != (503, "not serving\n"):
+            assert not stopping.done()
+        assert await asyncio.to_thread(get, node, "/healthz") == (200, "ok\n")
+        assert not stopping.done()
+    finally:
+        go_on.set()
+        await (stopping or daemon.stop())
+        client.terminate()
+        client.communicate(timeout=20)
