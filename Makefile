@@ -12,7 +12,7 @@ demo: $(VENV)/ready
 
 ## test: lint, types, layers, and the whole default test suite
 test: $(VENV)/ready lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile
 
 ## system: tests that need Debian packages (prometheus), root, and mounts; .ci/run installs the packages
 system: $(VENV)/ready

@@ -65,6 +65,7 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: dict[str, str] = {}
         """Added to the daemon's environment at its next start."""
+        self._clients: list[subprocess.Popen[str]] = []
         self.wrapper: list[str] = []
         """Put before the daemon's command at its next start (strace, unshare ...)."""
 
@@ -116,7 +117,11 @@ class Node:
         return self.process.wait(timeout)
 
     def stop(self) -> None:
-        """However it is, it ends."""
+        """However it is, it ends, and its clients with it."""
+        for client in self._clients:
+            if client.poll() is None:
+                client.kill()
+                client.communicate()
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
@@ -180,14 +185,16 @@ class Node:
         }
 
     def popen(self, program: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """ensure-model or cachectl, running."""
-        return subprocess.Popen(
+        """ensure-model or cachectl, running; ends with the node at the latest."""
+        client = subprocess.Popen(
             [str(BIN / program), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**self.client_environment, **(env or {})},
         )
+        self._clients.append(client)
+        return client
 
     def run(
         self, program: str, *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 60
