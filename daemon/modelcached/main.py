@@ -173,9 +173,7 @@ class Daemon:
             # Counted until the flight has ended, wherever a look at the directories finds them meanwhile.
             self.core.space.set_area(_area(flight), sizes)
             grows = max(0, blob_bytes(flight.size_bytes) - sum(sizes.values()))  # the journal does
-            left = min(flight.reserved_bytes, grows)
-            flight.reservation.spend(flight.reserved_bytes - left)
-            flight.reserved_bytes = left
+            flight.reservation.spend(flight.reservation.remaining_bytes - grows)
 
     def _published(self, flight: Flight, status: os.stat_result) -> None:
         """A blob is in its repository: belief, account and counters follow in the same step."""
@@ -183,11 +181,13 @@ class Daemon:
         self.core.index.repo(flight.repo_id).blobs[flight.digest] = blob
         self.core.space.add(repo_folder(flight.repo_id), blob.stamp.inode, blob.allocated_bytes)
         if flight.reservation is not None:
-            flight.reservation.spend(flight.reserved_bytes)
+            flight.reservation.spend(flight.reservation.remaining_bytes)
         self.metrics.observe(BytesFetched(flight.origin.label, flight.fetched_bytes))
 
     def _flown(self, flight: Flight) -> None:
-        """Its blocks are where the next look finds them."""
+        """Its blocks are where the next look finds them; what it did not need is free again."""
+        if flight.reservation is not None:
+            flight.reservation.release()
         self.core.space.set_area(_area(flight), {})
 
     def apply(self, config: Config) -> None:

@@ -109,3 +109,15 @@ def test_spending_moves_bytes_from_promised_to_used_and_leaves_the_room_as_it_wa
     account.add("partial", 1, 300)
     reservation.spend(300)
     assert account.room_bytes(ROOMY - 300) == room
+
+
+def test_a_part_of_a_reservation_outlives_the_whole() -> None:
+    space = Space(Limits(1000, 0))
+    whole = space.reserve(600, "org/a")
+    part = whole.split(400)
+    whole.release()
+    assert space.reserved_bytes == 400
+    part.spend(100)
+    part.release()
+    assert space.reserved_bytes == 0
+    assert space.reservations() == []

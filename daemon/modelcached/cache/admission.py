@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -41,15 +41,19 @@ def selection_bytes(entries: list[FileEntry]) -> int:
     return sum(map(blob_bytes, unique.values())) + overhead_bytes(len(entries), len(folders))
 
 
-async def admit(core: Core, whole_bytes: int, need: Callable[[], int], holder: str) -> Reservation:
+async def admit(
+    core: Core, whole_bytes: int, look: Callable[[], Awaitable[None]], need: Callable[[], int], holder: str
+) -> Reservation:
     """Reserves ``need()`` bytes, evicting for it. The caller goes on in the same step of the event loop.
 
     ``whole_bytes`` is the request's size from nothing: what exceeds the budget by itself is told so at
-    once. ``need`` is asked again after every wait, for others may have fetched some of it meanwhile.
+    once. ``look`` may read the disk, ``need`` reckons; both are asked again after every wait, for
+    others may have fetched some of it meanwhile.
     Raises CacheError OVER_BUDGET or NO_SPACE_NOW, naming need, free, pinned, leased and in flight.
     """
     async with core.admission:
         while True:
+            await look()
             free = await core.free_bytes()
             wanted = need()
             if wanted == 0:

@@ -186,7 +186,6 @@ class Assembly:
     async def run(self) -> None:
         """Returns when every selection is published; raises CacheError."""
         reservation: Reservation | None = None
-        digests = {digest for want in self.wants for digest in want.digests}
         names = {name for want in self.wants for name in want.names}
         with self.core.use.hold((want.snapshot for want in self.wants), names):
             try:
@@ -197,9 +196,8 @@ class Assembly:
                     await self.core.pools.on_disk(self.core.layout.check_repo, want.snapshot.repo_id)
                     await self._verify_found(want)
                     await self._link(want)
-                self._resumable = await self.core.pools.on_disk(self.core.partials.allocated_bytes, digests)
                 whole = sum(selection_bytes(list(want.entries.values())) for want in self.wants)
-                reservation = await admit(self.core, whole, self._need, self.holder)
+                reservation = await admit(self.core, whole, self._look, self._need, self.holder)
                 self._take_off(reservation)
                 self.phase = Phase.DOWNLOADING
                 await self._land()
@@ -294,6 +292,11 @@ class Assembly:
             if digest not in self.joined:
                 self.tallies[want.snapshot].linked_bytes += entry.size_bytes
 
+    async def _look(self) -> None:
+        """In the line for space, where nobody else drops what an earlier try left."""
+        digests = {digest for want in self.wants for digest in want.digests}
+        self._resumable = await self.core.pools.on_disk(self.core.partials.allocated_bytes, digests)
+
     def _need(self) -> int:
         """Bytes to reserve now: what is missing and not in flight, and what publishing takes."""
         fetch: dict[Digest, int] = {}
@@ -328,8 +331,7 @@ class Assembly:
                     if foreign is not None and foreign.foreign and foreign.path is not None:
                         origins.insert(0, LocalOrigin(foreign.path))
                     flight = self.flights.start(digest, entry.size_bytes, want.snapshot.repo_id, origins)
-                    flight.reservation = reservation
-                    flight.reserved_bytes = self._to_reserve(digest, entry.size_bytes)
+                    flight.reservation = reservation.split(self._to_reserve(digest, entry.size_bytes))
                     tally.started += 1
                 else:
                     tally.joined += 1

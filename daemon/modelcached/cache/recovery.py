@@ -16,6 +16,7 @@ import structlog
 
 from modelcached.cache.core import Core
 from modelcached.errors import CacheError
+from modelcached.ledger.leases import LeaseKind
 from modelcached.model import Commit, RepoId, SnapshotId
 from modelcached.store.index import SnapshotState
 from modelcached.store.manifests import Record
@@ -82,14 +83,7 @@ async def recover(core: Core, *, state_was_lost: bool) -> Report:
                 core.use.named(repo_id, revision, commit)
     await measure_all(core)
     # Our own records prove that a daemon was here: without its database, every snapshot may be in use.
-    if state_was_lost and records:
-        statements = core.use.recover(sorted(snapshot.id for snapshot in core.index.snapshots()))
-        report.recovered_leases = len(core.use.leases)
-        await core.commit(*statements)
-        core.degraded["recovered"] = (
-            f"state.db was lost: {report.recovered_leases} recovered leases keep every model; "
-            "end them with cachectl release --recovered once you know what is in use"
-        )
+    report.recovered_leases = await _recover_leases(core, lost=state_was_lost and bool(records))
     report = report.sorted()
     log.info(
         "recovered",
@@ -101,6 +95,19 @@ async def recover(core: Core, *, state_was_lost: bool) -> Report:
         used_bytes=core.space.used_bytes,
     )
     return report
+
+
+async def _recover_leases(core: Core, *, lost: bool) -> int:
+    """How many leases stand for proofs of use that were lost, now or before an earlier start."""
+    if lost:
+        await core.commit(*core.use.recover(sorted(snapshot.id for snapshot in core.index.snapshots())))
+    count = sum(lease.kind is LeaseKind.RECOVERED for lease in core.use.leases.values())
+    if count:
+        core.degraded["recovered"] = (
+            f"state.db was lost: {count} recovered leases keep every model; "
+            "end them with cachectl release --recovered once you know what is in use"
+        )
+    return count
 
 
 async def measure_all(core: Core) -> None:

@@ -32,7 +32,14 @@ class Reservation:
 
     def spend(self, size_bytes: int) -> None:
         """Some of it is on the disk now and counted as used."""
-        self._shrink(min(size_bytes, self.remaining_bytes))
+        self._shrink(max(0, min(size_bytes, self.remaining_bytes)))
+
+    def split(self, size_bytes: int) -> Reservation:
+        """A part of it with a life of its own: a transfer may outlive the request that promised its bytes."""
+        part = self.space.reserve(0, self.holder)
+        part.remaining_bytes = min(size_bytes, self.remaining_bytes)
+        self.remaining_bytes -= part.remaining_bytes
+        return part
 
     def release(self) -> None:
         """Gives back what was not spent. May be called again."""

@@ -66,7 +66,7 @@ class Ranges:
         """The gaps below size."""
         gaps, position = [], 0
         for start, end in self.spans:
-            if position < start:
+            if position < min(start, size):
                 gaps.append((position, min(start, size)))
             position = max(position, end)
         if position < size:

@@ -85,9 +85,7 @@ class Flight:
     """Set when running fetches are to end: wakes those that wait before a retry."""
     failure: Exception | None = None
     reservation: Reservation | None = None
-    """What its bytes were promised from; spent when they are on the disk."""
-    reserved_bytes: int = 0
-    """Its own part of that."""
+    """Its own bytes, promised and not yet on the disk; given back when it has ended."""
 
     @property
     def origin(self) -> Origin:
