@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  ?=
+QUICK  ?=
+CASE   ?=
 
-.PHONY: demo test system lint docs proto clean check-python
+.PHONY: demo test system bench lint docs proto clean check-python
 
 ## demo: the main job, from a cold cache to a tidy eviction (MODEL=org/name asks the real Hub)
 demo: $(VENV)/ready
@@ -17,6 +19,10 @@ test: $(VENV)/ready lint
 ## system: tests that need Debian packages (prometheus), root, and mounts; .ci/run installs the packages
 system: $(VENV)/ready
 	$(BIN)/pytest tests/system
+
+## bench: every case against its peers, about an hour; QUICK=1 under five minutes, CASE="cold-file small" only these
+bench: $(VENV)/ready
+	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(CASE:%=--case %)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
