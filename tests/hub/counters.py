@@ -12,12 +12,15 @@ from fnmatch import fnmatchcase
 
 from .faults import RequestKind
 
+_CONTENT: frozenset[RequestKind] = frozenset({"resolve", "cdn", "xorb"})
+
 
 @dataclass(frozen=True)
 class RequestRecord:
     """One request as it stands now.
 
-    `kind` tells the port too: "cdn" came in at the second address, "api" and "resolve" at the first.
+    `kind` tells the port too: "cdn" came in at the second address, "reconstruction" and "xorb" at the third,
+    the others at the first.
     `file` is a path in the repo, or the API route's name. `status` is None until headers are sent;
     `bytes_sent` counts body bytes given to the kernel. Header names are lower case.
     """
@@ -42,8 +45,9 @@ class RequestRecord:
 
     @property
     def is_content(self) -> bool:
-        """Whether its body was content of a repo's file, not an error page or a redirect."""
-        return self.method == "GET" and self.kind != "api" and self.status in (200, 206)
+        """Whether its body was content of a repo's file (with 8 bytes a chunk of 64 KiB in a xorb), not an error
+        page or a redirect."""
+        return self.method == "GET" and self.kind in _CONTENT and self.status in (200, 206)
 
 
 @dataclass
@@ -134,7 +138,7 @@ class Counters:
         )
 
     def body_bytes(self, repo: str, path: str) -> int:
-        """Content bytes of one file sent by GETs, direct or through the CDN."""
+        """Content bytes of one file sent by GETs, direct, through the CDN, or in xorbs."""
         return sum(
             record.bytes_sent
             for record in self.requests()

@@ -18,6 +18,8 @@ from .signing import UrlSigner
 from .wire import Connection
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_UNPACED: frozenset[RequestKind] = frozenset({"api", "token", "reconstruction"})
+"""Answers made on the spot: neither the rate nor the gate holds them."""
 
 
 class Site(Protocol):
@@ -38,6 +40,11 @@ class Span:
 
     start: int
     length: int
+
+    @property
+    def end(self) -> int:
+        """The first byte that is no longer in it."""
+        return self.start + self.length
 
     def content_range(self, size: int) -> str:
         return f"bytes {self.start}-{self.start + self.length - 1}/{size}"
@@ -126,7 +133,7 @@ class Exchange(Connection):
             made["Content-Range"] = span.content_range(body.size)
         self._start(206 if span is not None else 200, made)
         if not head:
-            if self._target.kind != "api":
+            if self._target.kind not in _UNPACED:
                 self.site.gate.pass_through(self._target.path, self.client_is_gone)
             self._body(body, Span(piece.start, min(length, piece.length)), fault)
 
@@ -194,6 +201,11 @@ class Exchange(Connection):
                 good = fault.position(length, 0)
                 self._pour(body, Span(piece.start, good))
                 self._pour(_Inverted(body), Span(piece.start + good, length - good))
+            case FaultKind.FLIPPED_BYTE:
+                good = min(fault.position(length, length // 2), max(length - 1, 0))
+                self._pour(body, Span(piece.start, good))
+                self._pour(_Inverted(body), Span(piece.start + good, min(1, length)))
+                self._pour(body, Span(piece.start + good + 1, max(length - good - 1, 0)))
             case FaultKind.TRICKLE:
                 self._pour(body, Span(piece.start, fault.position(length, 0)))
                 self._trickle(body, piece, fault)
@@ -247,7 +259,7 @@ class Exchange(Connection):
     def _next_step(self, left: int) -> int:
         """How many bytes to send next, having waited for the rate (API answers are not paced)."""
         step = min(left, self.site.pacer.step_bytes)
-        if self._target.kind != "api":
+        if self._target.kind not in _UNPACED:
             self.site.pacer.take(step)
         return step
 

@@ -15,8 +15,8 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Literal
 
-RequestKind = Literal["api", "resolve", "cdn"]
-Where = Literal["api", "resolve", "cdn", "any"]
+RequestKind = Literal["api", "resolve", "cdn", "token", "reconstruction", "xorb"]
+Where = Literal["api", "resolve", "cdn", "token", "reconstruction", "xorb", "any"]
 
 
 class FaultKind(Enum):
@@ -36,6 +36,8 @@ class FaultKind(Enum):
     """From the position on (default: the first byte) one byte every `seconds_per_byte`."""
     WRONG_BYTES = "wrong_bytes"
     """Right size, every byte from the position on (default: the first) inverted."""
+    FLIPPED_BYTE = "flipped_byte"
+    """Right size, the one byte at the position (default: the middle) inverted."""
     SHORT_BODY = "short_body"
     """A complete answer that is too short: Content-Length says so too (default: one byte less)."""
     LONG_BODY = "long_body"
@@ -48,6 +50,8 @@ class FaultKind(Enum):
     """Another ETag than before, from file offset `at_byte` on if given, else for the whole file."""
     EXPIRE_URL = "expire_url"
     """This signed URL is dead from now on (403); fresh ones work. With a position the body ends there first."""
+    SHORT_PLAN = "short_plan"
+    """A reconstruction that names only the first half of its terms: the stream ends early and clean."""
 
 
 class Moment(Enum):
@@ -55,10 +59,12 @@ class Moment(Enum):
 
     BEFORE = "before the headers, instead of the answer"
     ETAG = "while the headers are made"
+    PLAN = "while a reconstruction is made"
     BODY = "in the body"
 
 
 _BEFORE_UNLESS_POSITIONED = frozenset({FaultKind.RESET, FaultKind.CLOSE, FaultKind.EXPIRE_URL})
+_WHILE_MADE = {FaultKind.ETAG_CHANGE: Moment.ETAG, FaultKind.SHORT_PLAN: Moment.PLAN}
 _RANGED_ONLY = frozenset({FaultKind.FULL_FOR_RANGE, FaultKind.WRONG_CONTENT_RANGE})
 
 
@@ -67,9 +73,10 @@ class Fault:
     """One thing that goes wrong for the requests it matches.
 
     `path` and `repo` are globs; for the API the path is the route's name (info, tree, refs, auth-check,
-    paths-info, commits, whoami-v2). Positions (`at_byte`, or `at_fraction` in 0..1) count within the
-    response's body, not within the file, save for ETAG_CHANGE. The first `after_requests` matching
-    requests pass; then it fires `times` times (None: for ever), each with `probability` (seeded).
+    paths-info, commits, whoami-v2; xet-read-token is a "token"). Positions (`at_byte`, or `at_fraction` in
+    0..1) count within the response's body, not within the file, save for ETAG_CHANGE. The first
+    `after_requests` matching requests pass; then it fires `times` times (None: for ever), each with
+    `probability` (seeded).
     """
 
     kind: FaultKind
@@ -112,8 +119,8 @@ class Fault:
     def moment(self) -> Moment:
         if self.kind in (FaultKind.STATUS, FaultKind.SILENT):
             return Moment.BEFORE
-        if self.kind is FaultKind.ETAG_CHANGE:
-            return Moment.ETAG
+        if self.kind in _WHILE_MADE:
+            return _WHILE_MADE[self.kind]
         return Moment.BEFORE if self.kind in _BEFORE_UNLESS_POSITIONED and not self.has_position else Moment.BODY
 
     def matches(self, request: FaultTarget) -> bool:
@@ -124,7 +131,7 @@ class Fault:
         if self.kind is FaultKind.ETAG_CHANGE and self.at_byte is not None:
             return request.range_start >= self.at_byte
         if self.kind is FaultKind.EXPIRE_URL:
-            return request.kind == "cdn"
+            return request.kind in ("cdn", "xorb")
         return request.ranged or self.kind not in _RANGED_ONLY
 
 

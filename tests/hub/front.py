@@ -11,6 +11,7 @@ from typing import Protocol
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
 from . import listing
+from .cas import Cas
 from .cdn import cdn_path
 from .exchange import Exchange, Site, UnsatisfiableRangeError, parse_range
 from .faults import FaultTarget
@@ -18,7 +19,7 @@ from .repos import Commit, Repo, UnknownRevisionError
 
 _RESOLVE = re.compile(r"/(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 _MODELS = "/api/models/"
-_ROUTES = frozenset({"revision", "tree", "auth-check", "refs", "commits", "paths-info"})
+_ROUTES = frozenset({"revision", "tree", "auth-check", "refs", "commits", "paths-info", "xet-read-token"})
 _EXPANDED_PAGE_SIZE = 50
 
 
@@ -29,6 +30,8 @@ class FrontSite(Site, Protocol):
     page_size: int
     endpoint: str
     cdn_endpoint: str
+    cas: Cas
+    cas_endpoint: str
 
     def find_repo(self, repo_id: str) -> Repo | None: ...
 
@@ -63,7 +66,7 @@ class FrontExchange(Exchange):
             found = FaultTarget("resolve", self.command, unquote(match["repo"]), unquote(match["file"]))
             return self._ranged(found)
         repo_id, route, _ = self._api_route()
-        return FaultTarget("api", self.command, repo_id, route)
+        return FaultTarget("token" if route == "xet-read-token" else "api", self.command, repo_id, route)
 
     def answer(self, target: FaultTarget) -> None:
         try:
@@ -123,6 +126,10 @@ class FrontExchange(Exchange):
                 self.json([listing.commit_entry(commit) for commit in commits])
             case "paths-info":
                 self._paths_info(repo, rest)
+            case "xet-read-token":
+                self._check_gate(repo, token)
+                self._commit(repo, rest[0] if rest else "main")
+                self._xet_token(repo)
             case _:
                 raise HubError.of(404, None, "Sorry, we can't find the page you are looking for.")
 
@@ -150,6 +157,16 @@ class FrontExchange(Exchange):
             paths, expand = fields.get("paths", []), _truth(fields, "expand")
         self.json(listing.paths_info(self._commit(repo, rest[0]), paths, expand=expand))
 
+    def _xet_token(self, repo: Repo) -> None:
+        """huggingface_hub reads the headers, hf_xet the JSON."""
+        token, ends = self.site.cas.issue(repo.repo_id)
+        headers = {
+            "X-Xet-Cas-Url": self.site.cas_endpoint,
+            "X-Xet-Access-Token": token,
+            "X-Xet-Token-Expiration": str(ends),
+        }
+        self.json({"casUrl": self.site.cas_endpoint, "accessToken": token, "exp": ends}, headers)
+
     def _resolve(self) -> None:
         match = _RESOLVE.fullmatch(self.raw_path)
         assert match is not None
@@ -166,6 +183,9 @@ class FrontExchange(Exchange):
         if file.sha256 is not None:
             signed = self.site.signer.sign(cdn_path(repo.repo_id, file.sha256, path))
             headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(file.size), "Content-Type": "text/plain"}
+            if file.xet_hash is not None and self.site.cas.holds(file.xet_hash):
+                refresh = f"{self.site.endpoint}{_MODELS}{repo.repo_id}/xet-read-token/{commit.sha}"
+                headers |= {"X-Xet-Hash": file.xet_hash, "Link": f'<{refresh}>; rel="xet-auth"'}
             self.plain(302, headers | {"Location": self.site.cdn_endpoint + signed}, b"Found. Redirecting")
             return
         headers |= {"ETag": etag, "Content-Type": "text/plain; charset=utf-8"}

@@ -22,6 +22,11 @@ Content-Range           utils._http                 hf_raise_for_status         
 Content-Disposition     file_download               http_get                                     431
 Content-Type            utils._http                 _format                                      1081
 Link                    utils._pagination           _get_next_page                               69
+Link                    utils._xet                  parse_xet_file_data_from_response            68
+X-Xet-Hash              utils._xet                  parse_xet_file_data_from_response            66
+X-Xet-Cas-Url           utils._xet                  parse_xet_connection_info_from_headers       95
+X-Xet-Access-Token      utils._xet                  parse_xet_connection_info_from_headers       96
+X-Xet-Token-Expiration  utils._xet                  parse_xet_connection_info_from_headers       97
 X-Error-Code            utils._http                 hf_raise_for_status                          871
 X-Error-Message         utils._http                 hf_raise_for_status                          872
 X-Error-Message         utils._http                 _format                                      1035
@@ -97,6 +102,9 @@ UNREAD_HEADERS = frozenset({"accept-ranges", "connection", "date", "server"})
 
 UNREAD_FIELDS = frozenset({"_id", "modelId"})
 """Sent by the real Hub, kept by ModelInfo as attributes without being named."""
+
+NATIVE_FIELDS = frozenset({"casUrl", "accessToken", "exp"})
+"""Read by hf_xet 1.8 itself (its new_download_stream_group says so), which has no Python source to look into."""
 
 _ROW = re.compile(r"^(?P<field>[\w-]+) +(?P<module>[\w.]+) +(?P<function>[\w.]+) +(?P<line>\d+)$", re.MULTILINE)
 

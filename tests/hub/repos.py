@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+from .cas import Cas
 from .content import BodyStore, CommitFiles, FileSource, HubFile
 
 Gated = Literal["auto", "manual"] | bool
@@ -57,11 +58,15 @@ class _State:
 class Repo:
     """One model repository; every method is thread-safe."""
 
-    def __init__(self, repo_id: str, bodies: BodyStore, *, gated: Gated = False, private: bool = False) -> None:
+    def __init__(
+        self, repo_id: str, bodies: BodyStore, cas: Cas, *, gated: Gated = False, private: bool = False, xet: bool
+    ) -> None:
         self.repo_id = repo_id
         self.gated: Literal["auto", "manual", False] = "auto" if gated is True else gated
         self.private = private
         self._bodies = bodies
+        self._cas = cas
+        self._xet = xet
         self._lock = threading.RLock()
         self._state = _State()
 
@@ -73,13 +78,15 @@ class Repo:
         base: str | None = None,
         lfs: Mapping[str, bool] | bool | None = None,
         title: str = "Upload files",
+        xet: Mapping[str, bool] | bool | None = None,
         xet_hashes: Mapping[str, str] | None = None,
     ) -> str:
         """Add a commit, point `branch` at it (created if new; may be "refs/pr/1") and return its id.
 
         Without `base` the files are the whole tree; with it they are added to that revision's tree, and a
-        None removes a path. `lfs` overrides the default choice, for all files or by path. `xet_hashes`
-        adds the tree's xetHash field for the paths given.
+        None removes a path. `lfs` overrides the default choice, for all files or by path. `xet` puts LFS
+        files into the Xet store too, all or by path (default: as the Hub was made). `xet_hashes` adds only
+        the tree's xetHash field, for the paths given.
         """
         with self._lock:
             tree = dict(self.files(base)) if base is not None else {}
@@ -87,7 +94,7 @@ class Repo:
                 if source is None:
                     tree.pop(path, None)
                 else:
-                    tree[path] = self._add(path, source, lfs, (xet_hashes or {}).get(path))
+                    tree[path] = self._add(path, source, _for(path, lfs), _for(path, xet), (xet_hashes or {}).get(path))
             parent = self._state.branches.get(branch)
             sha = _commit_id(self.repo_id, parent, title, tree)
             date = _FIRST_COMMIT_AT + timedelta(minutes=len(self._state.commits))
@@ -179,12 +186,15 @@ class Repo:
                 line.append(self._state.commits[parent])
             return line
 
-    def _add(
-        self, path: str, source: FileSource, lfs: Mapping[str, bool] | bool | None, xet_hash: str | None
-    ) -> HubFile:
-        choice = lfs.get(path) if isinstance(lfs, Mapping) else lfs
-        file = self._bodies.add(path, source, lfs=choice)
+    def _add(self, path: str, source: FileSource, lfs: bool | None, xet: bool | None, xet_hash: str | None) -> HubFile:
+        file = self._bodies.add(path, source, lfs=lfs)
+        if file.lfs and (self._xet if xet is None else xet):
+            file = self._cas.add(self.repo_id, path, file)
         return file if xet_hash is None else replace(file, xet_hash=xet_hash)
+
+
+def _for(path: str, choice: Mapping[str, bool] | bool | None) -> bool | None:
+    return choice.get(path) if isinstance(choice, Mapping) else choice
 
 
 def _commit_id(repo_id: str, parent: str | None, title: str, tree: Mapping[str, HubFile]) -> str:

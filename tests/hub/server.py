@@ -1,4 +1,4 @@
-"""The test Hub: two addresses, the repos, and every switch a test turns."""
+"""The test Hub: three addresses, the repos, and every switch a test turns."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .cas import Cas, CasExchange
 from .cdn import CdnExchange
 from .content import BodyStore
 from .counters import Counters, FileTotals, RequestRecord
@@ -29,11 +30,11 @@ GIB = 1024 * MIB
 
 
 class Hub:
-    """A Hub on two ports of 127.0.0.1, speaking what huggingface_hub 2.4 calls.
+    """A Hub on three ports of 127.0.0.1, speaking what huggingface_hub 2.4 and hf_xet 1.8 call.
 
-    `port` and `cdn_port` 0 let the system choose; they are known before `start`. `page_size` is the
-    number of tree entries per page, `url_lifetime` how long a signed CDN URL is good, `rate` bytes per
-    second over all bodies together (None: as fast as the machine).
+    `xet` puts every LFS file into the Xet store too. `port` and `cdn_port` 0 let the system choose; they are
+    known before `start`. `page_size` is the number of tree entries per page, `url_lifetime` how long a signed
+    CDN URL is good, `rate` bytes per second over all bodies together (None: as fast as the machine).
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Hub:
         page_size: int = 1000,
         url_lifetime: timedelta = timedelta(minutes=5),
         rate: float | None = None,
+        xet: bool = False,
         host: str = "127.0.0.1",
         port: int = 0,
         cdn_port: int = 0,
@@ -59,23 +61,29 @@ class Hub:
         self._lock = threading.Lock()
         self._front = Listener(host, port, self._connection(FrontExchange), "test-hub")
         self._cdn = Listener(host, cdn_port, self._connection(CdnExchange), "test-hub-cdn")
+        self._store = Listener(host, 0, self._connection(CasExchange), "test-hub-cas")
         self.endpoint = f"http://{self._front.host}:{self._front.port}"
         self.cdn_endpoint = f"http://{self._cdn.host}:{self._cdn.port}"
+        self.cas_endpoint = f"http://{self._store.host}:{self._store.port}"
         self._directory = Path(tempfile.mkdtemp(prefix="test-hub-"))
         self.bodies = BodyStore(self._directory)
+        self.cas = Cas(self._directory)
+        self._xet = xet
 
     def start(self) -> None:
-        """Listen on both ports. A Hub that was stopped can't start again: make a new one."""
+        """Listen on all ports. A Hub that was stopped can't start again: make a new one."""
         self._front.open()
         self._cdn.open()
+        self._store.open()
 
     def stop(self) -> None:
-        """End every connection and thread, free both ports, remove the temporary files. May be called twice."""
+        """End every connection and thread, free the ports, remove the temporary files. May be called twice."""
         self.stopping.set()
         self.gate.stop()
         self.pacer.stop()
         self._front.stop()
         self._cdn.stop()
+        self._store.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def refuse(self, refused: bool, *, drop_connections: bool = True) -> None:
@@ -84,6 +92,7 @@ class Hub:
         if refused:
             self._front.close(drop_connections=drop_connections)
             self._cdn.close(drop_connections=drop_connections)
+            self._store.close(drop_connections=drop_connections)
         else:
             self.start()
 
@@ -121,7 +130,7 @@ class Hub:
 
     def create_repo(self, repo_id: str, *, gated: Gated = False, private: bool = False) -> Repo:
         """A new, empty repo; the id is "organisation/name" or "name"."""
-        repo = Repo(repo_id, self.bodies, gated=gated, private=private)
+        repo = Repo(repo_id, self.bodies, self.cas, gated=gated, private=private, xet=self._xet)
         with self._lock:
             if repo_id in self._repos:
                 raise ValueError(f"the repo {repo_id} exists already")
@@ -155,7 +164,7 @@ class Hub:
         return self.counters.requests()
 
     def body_bytes(self, repo_id: str, path: str) -> int:
-        """Content bytes of that file sent by GETs, direct or through the CDN."""
+        """Content bytes of that file sent by GETs, direct, through the CDN, or in xorbs."""
         return self.counters.body_bytes(repo_id, path)
 
     def request_count(

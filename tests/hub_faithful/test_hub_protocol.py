@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http as hub_http
 
 from tests.hub import Fault, FaultKind, Hub
-from tests.hub.protocol import UNREAD_FIELDS, UNREAD_HEADERS, Reader, readers
+from tests.hub.protocol import NATIVE_FIELDS, UNREAD_FIELDS, UNREAD_HEADERS, Reader, readers
 from tests.hub_faithful.http_calls import call, cdn_url
 
 READERS = readers()
@@ -66,12 +66,15 @@ def urls(hub: Hub) -> list[str]:
                       xet_hashes={"model.safetensors": "ab" * 32})  # fmt: skip
     repo.tag("v1", sha)
     repo.move("refs/pr/1", sha)
+    hub.create_repo("org/xet").commit({"model.safetensors": b"weights"}, xet=True)
     api = f"{hub.endpoint}/api/models/org/model"
     return [
         api, f"{api}/revision/main?blobs=true", f"{api}/revision/nope", f"{api}/tree/main?recursive=true",
         f"{api}/tree/main?expand=true", f"{api}/refs?include_prs=1", f"{api}/commits/main",
         f"{hub.endpoint}/api/models/unknown", f"{hub.endpoint}/org/model/resolve/main/a/config.json",
         f"{hub.endpoint}/org/model/resolve/main/model.safetensors",
+        f"{hub.endpoint}/org/xet/resolve/main/model.safetensors",
+        f"{hub.endpoint}/api/models/org/xet/xet-read-token/main",
         cdn_url(hub.endpoint, "org/model", "model.safetensors", Authorization="Bearer hf_good"),
     ]  # fmt: skip
 
@@ -85,7 +88,7 @@ def field_names(value: object) -> Iterator[str]:
 
 def test_nothing_is_sent_that_nobody_reads(hub: Hub, urls: list[str]) -> None:
     known_headers = {reader.field.lower() for reader in READERS if reader.kind == "header"} | UNREAD_HEADERS
-    known_fields = {reader.field for reader in READERS if reader.kind == "field"} | UNREAD_FIELDS
+    known_fields = {reader.field for reader in READERS if reader.kind == "field"} | UNREAD_FIELDS | NATIVE_FIELDS
     seen_headers: set[str] = set()
     seen_fields: set[str] = set()
     for url in urls:
