@@ -36,7 +36,7 @@ ENV_PREFIX = "MODELCACHED_"
 RELOADABLE = {
     "cache": {"budget", "min_free", "high_watermark", "low_watermark", "partial_ttl"},
     "hub": {"token_file", "resolve_ttl"},
-    "transfer": {"rate_limit"},
+    "transfer": {"rate_limit", "xet"},
     "leases": {"ttl", "max_pod_lease", "reconnect_grace"},
     "policy": {"allow", "deny", "deny_files"},
     "log": {"level"},
@@ -242,6 +242,8 @@ class TransferSection(_Section):
     """A connection that is silent for this long is dropped and its range asked for again."""
     retry_timeout: Timeout = timedelta(minutes=10)
     """A range that makes no progress for this long, over all retries, fails its request."""
+    xet: bool = True
+    """Files of 16 MiB and more that the Hub keeps in its Xet store come from there, and over HTTP where that fails."""
 
 
 class PolicySection(_Section):

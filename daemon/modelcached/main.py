@@ -36,6 +36,7 @@ from modelcached.pools import Pools
 from modelcached.service.server import Server
 from modelcached.sources.http import HttpSource
 from modelcached.sources.hub import HubApi
+from modelcached.sources.xet import XetSource
 from modelcached.store.disk import Disk
 from modelcached.store.index import Blob
 from modelcached.store.layout import Layout
@@ -109,18 +110,23 @@ class Daemon:
             published=self._published,
             ended=self._flown,
         )
+        apis = [
+            HubApi(endpoint, version=__version__, max_files=config.hub.max_files) for endpoint in config.hub.endpoints
+        ]
+        self.xet = XetSource(
+            apis,
+            stall_timeout_seconds=config.transfer.stall_timeout.total_seconds(),
+            enabled=config.transfer.xet,
+        )
         self.catalog = Catalog(
-            apis=[
-                HubApi(endpoint, version=__version__, max_files=config.hub.max_files)
-                for endpoint in config.hub.endpoints
-            ],
+            apis=apis,
             pools=self.pools,
             manifests=self.core.manifests,
             limits=CatalogLimits(config.hub.resolve_ttl, config.hub.timeout),
             observe=lambda call, outcome: self._observe(HubCalled(call, outcome)),
         )
         self.cache = Cache(
-            self.core, self.catalog, self.flights, self.source, endpoint=config.hub.endpoints[0].rstrip("/")
+            self.core, self.catalog, self.flights, self.source, self.xet, endpoint=config.hub.endpoints[0].rstrip("/")
         )
         self.report = await recover(self.core, state_was_lost=lost)
         self.server = Server(self.cache, config.server, self.pods.seen)
@@ -182,7 +188,8 @@ class Daemon:
         self.core.space.add(repo_folder(flight.repo_id), blob.stamp.inode, blob.allocated_bytes)
         if flight.reservation is not None:
             flight.reservation.spend(flight.reservation.remaining_bytes)
-        self.metrics.observe(BytesFetched(flight.origin.label, flight.fetched_bytes))
+        for label, size_bytes in flight.fetched.items():
+            self.metrics.observe(BytesFetched(label, size_bytes))
 
     def _flown(self, flight: Flight) -> None:
         """Its blocks are where the next look finds them; what it did not need is free again."""
@@ -197,6 +204,7 @@ class Daemon:
         self.config = self.core.config = config
         logs.configure(config.log)
         self.flights.limiter.bytes_per_second = config.transfer.rate_limit
+        self.xet.enabled = config.transfer.xet
         self.catalog.limits = CatalogLimits(config.hub.resolve_ttl, self.catalog.limits.timeout)
         self.core.use.set_grace(config.leases.reconnect_grace.total_seconds())
 

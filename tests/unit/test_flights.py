@@ -21,13 +21,13 @@ from modelcached.model import Algorithm, Digest, RepoId
 from modelcached.pools import Pools
 from modelcached.sources.faults import TransientError
 from modelcached.sources.http import Abort, AbortedError
-from modelcached.sources.origin import Sink
+from modelcached.sources.origin import RANGE_BYTES, OriginFailedError, Sink
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
 from modelcached.store.owner import prepare
 from modelcached.store.partials import PartialStore
 from modelcached.transfer import flights as module
-from modelcached.transfer.flight import PART_BYTES, STEP_BYTES, Flight
+from modelcached.transfer.flight import STEP_BYTES, Flight
 from modelcached.transfer.flights import Flights, TransferLimits
 from modelcached.transfer.pace import RateLimiter
 
@@ -43,6 +43,8 @@ class FakeOrigin:
 
     content: bytes = field(repr=False)
     label: str = "hub"
+    part_bytes: int = RANGE_BYTES
+    at_once: int | None = None
     calls: list[tuple[int, int]] = field(default_factory=list)
     behave: Callable[[int, int, Sink, Abort], bool] | None = None
     """True when it delivered the part by itself."""
@@ -147,7 +149,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return time
 
 
-@pytest.mark.parametrize("size", [4, MIB, MIB + 1, PART_BYTES, 2 * PART_BYTES + 5])
+@pytest.mark.parametrize("size", [4, MIB, MIB + 1, RANGE_BYTES, 2 * RANGE_BYTES + 5])
 async def test_a_blob_is_fetched_once_in_parts_and_is_what_its_digest_says(tmp_path: Path, size: int) -> None:
     async with bench(tmp_path) as it:
         source = origin(size)
@@ -155,8 +157,8 @@ async def test_a_blob_is_fetched_once_in_parts_and_is_what_its_digest_says(tmp_p
         assert it.flights.get(source.digest) is flight
         await landed(flight)
         assert it.blob(source).read_bytes() == source.content
-        assert sorted(source.calls) == [(at, min(at + PART_BYTES, size)) for at in range(0, size, PART_BYTES)]
-        assert flight.fetched_bytes == size
+        assert sorted(source.calls) == [(at, min(at + RANGE_BYTES, size)) for at in range(0, size, RANGE_BYTES)]
+        assert flight.fetched.total() == size
         assert it.flights.get(source.digest) is None
         assert it.open_partials() == []
 
@@ -199,7 +201,7 @@ async def test_what_is_waited_for_and_small_comes_first(tmp_path: Path) -> None:
 
 async def test_a_cancelled_flight_leaves_no_mover_and_is_resumed(tmp_path: Path) -> None:
     async with bench(tmp_path) as it:
-        source = origin(2 * PART_BYTES)
+        source = origin(2 * RANGE_BYTES)
         reached, aborted, let_go = threading.Event(), threading.Event(), threading.Event()
 
         def deliver_some(start: int, _end: int, sink: Sink, abort: Abort) -> bool:
@@ -215,7 +217,7 @@ async def test_a_cancelled_flight_leaves_no_mover_and_is_resumed(tmp_path: Path)
         source.behave = deliver_some
         flight = it.start(source)
         await until(reached)
-        await turn_until(lambda: flight.ranges.total >= PART_BYTES + 2 * MIB)
+        await turn_until(lambda: flight.ranges.total >= RANGE_BYTES + 2 * MIB)
         it.flights.cancel(flight, CANCELLED)
         assert it.flights.get(source.digest) is None
         again = it.start(source)
@@ -230,7 +232,7 @@ async def test_a_cancelled_flight_leaves_no_mover_and_is_resumed(tmp_path: Path)
             await landed(flight)
         assert (flight.active, flight.partial) == ({}, None)
         await landed(again)
-        assert source.calls[2:] == [(3 * MIB, PART_BYTES)]
+        assert source.calls[2:] == [(3 * MIB, RANGE_BYTES)]
         assert it.blob(source).read_bytes() == source.content
         assert it.open_partials() == []
 
@@ -256,24 +258,24 @@ async def test_a_flight_that_nobody_wants_any_more_ends(tmp_path: Path) -> None:
 
 async def test_progress_begins_the_patience_and_the_backoff_anew(tmp_path: Path, clock: SimpleNamespace) -> None:
     async with bench(tmp_path) as it:
-        source = origin(PART_BYTES)
+        source = origin(RANGE_BYTES)
 
         def a_step_at_a_time(start: int, _end: int, sink: Sink, _abort: Abort) -> bool:
             clock.now += 5  # of six
             sink(memoryview(source.content)[start : start + STEP_BYTES], start)
-            if start + STEP_BYTES == PART_BYTES:
+            if start + STEP_BYTES == RANGE_BYTES:
                 return True
             raise TransientError(Reason.UPSTREAM_UNAVAILABLE, "broken")
 
         source.behave = a_step_at_a_time
         await landed(it.start(source))
-        assert len(source.calls) == PART_BYTES // STEP_BYTES
+        assert len(source.calls) == RANGE_BYTES // STEP_BYTES
         assert set(clock.pauses) == {0.25}
 
 
 async def test_without_progress_the_last_failure_is_told_with_the_limit(tmp_path: Path, clock: SimpleNamespace) -> None:
     async with bench(tmp_path) as it:
-        source = origin(PART_BYTES)
+        source = origin(RANGE_BYTES)
 
         def fail(_start: int, _end: int, _sink: Sink, _abort: Abort) -> bool:
             clock.now += 2
@@ -374,7 +376,7 @@ async def test_a_part_that_waits_for_a_retry_ends_with_its_flight(
 ) -> None:
     """Also where the flight ends by itself: here the disk cannot be read back."""
     async with bench(tmp_path) as it:
-        source = origin(2 * PART_BYTES)
+        source = origin(2 * RANGE_BYTES)
         failed = threading.Event()
 
         def second_part_fails(start: int, _end: int, _sink: Sink, _abort: Abort) -> bool:
@@ -414,7 +416,7 @@ async def test_a_failed_flush_is_told_and_its_data_never_used(tmp_path: Path) ->
 
 async def test_a_disk_that_cannot_be_written_ends_the_flight_by_its_name(tmp_path: Path) -> None:
     async with bench(tmp_path) as it:
-        source = origin(2 * PART_BYTES)
+        source = origin(2 * RANGE_BYTES)
 
         def full(operation: str, path: str) -> None:
             if operation == "write":
@@ -453,3 +455,84 @@ async def test_stop_ends_flights_and_does_not_wait_for_a_mover_that_cannot_be_re
         assert it.partials.done_bytes(source.digest) == 0
         with pytest.raises(CacheError, match="stopping"):
             it.start(source)
+
+
+@pytest.mark.parametrize("last_word", ["gives up", "goes silent"])
+async def test_the_next_origin_goes_on_where_one_has_failed(
+    tmp_path: Path, clock: SimpleNamespace, last_word: str
+) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(3 * RANGE_BYTES)
+        first = FakeOrigin(source.content, label="xet", part_bytes=1 << 30, at_once=1)
+
+        def fail(_start: int, _end: int, sink: Sink, _abort: Abort) -> bool:
+            if len(first.calls) == 1:
+                sink(memoryview(source.content)[: 5 * MIB], 0)
+            if last_word == "gives up":
+                raise OriginFailedError("it will not do")
+            clock.now += 4.0
+            raise TransientError(Reason.UPSTREAM_STALLED, "silence")
+
+        first.behave = fail
+        flight = it.start(first, source)
+        await landed(flight)
+        assert first.calls[0] == (0, 3 * RANGE_BYTES)
+        assert source.calls[0] == (5 * MIB, 5 * MIB + RANGE_BYTES)
+        assert flight.fetched == {"xet": 5 * MIB, "hub": 3 * RANGE_BYTES - 5 * MIB}
+        assert it.blob(source).read_bytes() == source.content
+
+
+async def test_the_last_origin_that_gives_up_fails_the_flight(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(2 * MIB)
+
+        def fail(_start: int, _end: int, _sink: Sink, _abort: Abort) -> bool:
+            raise OriginFailedError("it will not do")
+
+        source.behave = fail
+        assert await reason_of(it.start(source)) is Reason.UPSTREAM_UNAVAILABLE
+
+
+async def test_a_cancelled_flight_tries_no_other_origin(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(2 * MIB)
+        first, begun, go_on = FakeOrigin(source.content), threading.Event(), threading.Event()
+
+        def fail(_start: int, _end: int, _sink: Sink, _abort: Abort) -> bool:
+            begun.set()
+            assert go_on.wait(SECONDS)
+            raise OriginFailedError("it will not do")
+
+        first.behave = fail
+        flight = it.start(first, source)
+        await until(begun)
+        it.flights.cancel(flight, CANCELLED)
+        go_on.set()
+        assert await reason_of(flight) is Reason.TRANSFER_CANCELLED
+        assert source.calls == []
+
+
+async def test_a_kind_of_origin_that_bounds_itself_leaves_connections_to_others(tmp_path: Path) -> None:
+    async with bench(tmp_path, connections=4) as it:
+        begun, go_on, running, most = threading.Event(), threading.Event(), 0, 0
+
+        def slowly(_start: int, _end: int, _sink: Sink, _abort: Abort) -> bool:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            begun.set()
+            assert go_on.wait(SECONDS)
+            running -= 1
+            return False
+
+        bounded = [origin(2 * MIB, seed) for seed in range(1, 5)]
+        for made in bounded:
+            made.label, made.at_once, made.behave = "xet", 1, slowly
+        flights = [it.start(made) for made in bounded]
+        await until(begun)
+        await landed(it.start(origin(2 * MIB, 9)))
+        assert most == 1
+        go_on.set()
+        for flight in flights:
+            await landed(flight)
+        assert most == 1

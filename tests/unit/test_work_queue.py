@@ -8,8 +8,20 @@ from collections.abc import Iterator
 
 import pytest
 from modelcached.model import Algorithm, Digest, RepoId
+from modelcached.sources.origin import LocalOrigin, Origin
 from modelcached.transfer.flight import SMALL_BYTES, Flight, Part
 from modelcached.transfer.queue import WorkQueue
+
+
+class BoundedOrigin(LocalOrigin):
+    """Of a kind of which two fetches may run."""
+
+    label = "bounded"
+    at_once = 2
+
+
+ANYWHERE = LocalOrigin("/nowhere")
+BOUNDED = BoundedOrigin("/nowhere")
 
 
 @pytest.fixture
@@ -19,9 +31,17 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
-def flight(loop: asyncio.AbstractEventLoop, number: int, *, size: int = 1, urgent: int = 1, parts: int = 1) -> Flight:
+def flight(
+    loop: asyncio.AbstractEventLoop,
+    number: int,
+    *,
+    size: int = 1,
+    urgent: int = 1,
+    parts: int = 1,
+    origin: Origin = ANYWHERE,
+) -> Flight:
     done: asyncio.Future[os.stat_result] = loop.create_future()
-    made = Flight(Digest(Algorithm.SHA256, f"{number:064x}"), size, RepoId("org/model"), [], number, done, urgent)
+    made = Flight(Digest(Algorithm.SHA256, f"{number:064x}"), size, RepoId("org/model"), [origin], number, done, urgent)
     made.pending.extend(Part.of(start, start + 1) for start in range(parts))
     return made
 
@@ -73,3 +93,27 @@ def test_an_aborted_flight_is_passed_over_and_may_come_back(loop: asyncio.Abstra
     first.pending.append(Part.of(0, 1))
     queue.push(first)
     assert order(queue) == [1]
+
+
+def test_an_origin_that_bounds_itself_waits_its_turn_and_holds_nobody(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue()
+    queue.push(flight(loop, 1, parts=3, origin=BOUNDED))
+    queue.push(flight(loop, 2, origin=BOUNDED))
+    queue.push(flight(loop, 3))
+    assert order(queue) == [1, 1, 3]
+    assert queue.over(BOUNDED)
+    assert order(queue) == [1]
+    assert not queue.over(ANYWHERE)
+    queue.over(BOUNDED)
+    assert order(queue) == [2]
+
+
+def test_a_flight_that_changes_its_origin_waits_no_longer(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue()
+    queue.push(flight(loop, 1, parts=2, origin=BOUNDED))
+    moved = flight(loop, 2, origin=BOUNDED)
+    queue.push(moved)
+    assert order(queue) == [1, 1]
+    moved.origins = [ANYWHERE]
+    queue.push(moved)
+    assert order(queue) == [2]

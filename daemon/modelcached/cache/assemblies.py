@@ -14,6 +14,7 @@ from modelcached.cache.requests import Phase, Progress, Transfer
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, RepoId, SnapshotId
 from modelcached.sources.http import HttpSource
+from modelcached.sources.xet import XetSource
 from modelcached.transfer.flights import Flights
 
 log = structlog.get_logger()
@@ -46,10 +47,11 @@ class Watch:
 class Assemblies:
     """The event loop's alone."""
 
-    def __init__(self, core: Core, flights: Flights, source: HttpSource, endpoint: str) -> None:
+    def __init__(self, core: Core, flights: Flights, source: HttpSource, xet: XetSource, endpoint: str) -> None:
         self._core = core
         self._flights = flights
         self._source = source
+        self._xet = xet
         self._endpoint = endpoint
         self._running: dict[object, Assembly] = {}
 
@@ -59,7 +61,7 @@ class Assemblies:
         assembly = self._running.get(key)
         if assembly is None:
             assembly = Assembly(
-                self._core, self._flights, self._source, self._endpoint, wants, token, publishes=publish
+                self._core, self._flights, self._source, self._xet, self._endpoint, wants, token, publishes=publish
             )
             self._running[key] = assembly
             assembly.task = asyncio.create_task(assembly.run(), name=f"assemble {assembly.holder}")

@@ -28,6 +28,7 @@ from modelcached.ledger.victims import Name
 from modelcached.model import Digest, FileEntry, RepoId, Revision, Selection, SnapshotId, as_commit, repo_folder
 from modelcached.sources.http import HttpSource, RemoteFile
 from modelcached.sources.origin import HubOrigin, LocalOrigin, Origin
+from modelcached.sources.xet import XetSource
 from modelcached.store.disk import storage_error
 from modelcached.store.index import Blob, Snapshot, SnapshotState
 from modelcached.store.manifests import BlobStamp, Record
@@ -112,6 +113,7 @@ class Assembly:
     core: Core
     flights: Flights
     source: HttpSource
+    xet: XetSource
     endpoint: str
     wants: tuple[Want, ...]
     token: str | None = field(repr=False)
@@ -327,6 +329,8 @@ class Assembly:
                 if flight is None:
                     file = RemoteFile(self.endpoint, want.snapshot.repo_id, want.snapshot.commit, entry, self.token)
                     origins: list[Origin] = [HubOrigin(self.source, file)]
+                    if (over_xet := self.xet.origin(file)) is not None:
+                        origins.insert(0, over_xet)
                     foreign = repo.blobs.get(digest)
                     if foreign is not None and foreign.foreign and foreign.path is not None:
                         origins.insert(0, LocalOrigin(foreign.path))
@@ -351,7 +355,7 @@ class Assembly:
             tally = self.tallies[want.snapshot]
             own = {d: f for d, f in self.joined.items() if f.repo_id == want.snapshot.repo_id and d in want.digests}
             if tally.started:
-                tally.fetched_bytes = sum(f.size_bytes for f in own.values() if f.origin.label == "hub")
+                tally.fetched_bytes = sum(f.size_bytes for f in own.values() if f.origin.label != "local")
 
     async def _publish(self, want: Want) -> None:
         """Snapshot, record, ref, listing: in the order in which a kill in between does no harm."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,16 @@ class Resolved:
     """Gated or private."""
 
 
+@dataclass(frozen=True, slots=True)
+class XetToken:
+    """Where a repository's Xet files are, and the right to read them."""
+
+    cas_url: str
+    access_token: str = field(repr=False)
+    expires: int
+    """Seconds since the epoch."""
+
+
 def read_token(file: Path | None) -> str | None:
     """The daemon's own token, without the newline that editors leave; None where there is none."""
     if file is None:
@@ -104,6 +114,24 @@ class HubApi:
     def check_access(self, repo_id: RepoId, token: str | None, timeout: timedelta) -> None:
         """Raises CacheError(GATED_REPO or REPO_NOT_FOUND) where the token may not read the repository."""
         self._get(f"{self.endpoint}/api/models/{repo_id}/auth-check", token, timeout, repo_id, Revision("main"))
+
+    def xet_token(self, repo_id: RepoId, commit: Commit, token: str | None, timeout: timedelta) -> XetToken:
+        """What the commit's Xet files are read with; the caller's own token goes no further than here."""
+        url = f"{self.endpoint}/api/models/{repo_id}/xet-read-token/{commit}"
+        response = self._get(url, token, timeout, repo_id, Revision(commit))
+        try:
+            data = response.json()
+            found = XetToken(str(data["casUrl"]), str(data["accessToken"]), int(data["exp"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise TransientError(
+                Reason.UPSTREAM_UNAVAILABLE, f"{self.endpoint} gave a Xet token in a form that is not the Hub's"
+            ) from error
+        schemes = ("https",) if urlsplit(self.endpoint).scheme == "https" else ("http", "https")
+        if urlsplit(found.cas_url).scheme not in schemes:
+            raise TransientError(
+                Reason.UPSTREAM_UNAVAILABLE, f"{self.endpoint} names the Xet store {shown(found.cas_url)}"
+            )
+        return found
 
     def manifest(
         self, repo_id: RepoId, commit: Commit, token: str | None, timeout: timedelta, *, restricted: bool

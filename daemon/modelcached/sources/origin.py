@@ -14,16 +14,38 @@ from modelcached.sources.http import CHUNK_BYTES, Abort, AbortedError, HttpSourc
 Sink = Callable[[memoryview, int], None]
 
 
+RANGE_BYTES = 16 << 20
+"""One request over HTTP."""
+
+
+class OriginFailedError(Exception):
+    """This origin will not do, however often it is tried; the next one may."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
 class Origin(Protocol):
     """Ranges of one blob."""
 
     @property
     def label(self) -> str:
-        """For metrics and history: hub, local."""
+        """For metrics and history: hub, xet, local."""
+        ...
+
+    @property
+    def part_bytes(self) -> int:
+        """How much it likes to be asked for at a time."""
+        ...
+
+    @property
+    def at_once(self) -> int | None:
+        """How many fetches from origins of its label may run on the node; None where only connections count."""
         ...
 
     def fetch(self, start: int, end: int, sink: Sink, abort: Abort) -> None:
-        """See HttpSource.fetch."""
+        """See HttpSource.fetch; OriginFailedError besides."""
         ...
 
     def forget(self) -> None:
@@ -42,6 +64,16 @@ class HubOrigin:
     def label(self) -> str:
         """Where the bytes are counted."""
         return "hub"
+
+    @property
+    def part_bytes(self) -> int:
+        """So much at a time."""
+        return RANGE_BYTES
+
+    @property
+    def at_once(self) -> int | None:
+        """As many as there are connections."""
+        return None
 
     def fetch(self, start: int, end: int, sink: Sink, abort: Abort) -> None:
         """Over HTTP."""
@@ -65,6 +97,16 @@ class LocalOrigin:
     def label(self) -> str:
         """Where the bytes are counted."""
         return "local"
+
+    @property
+    def part_bytes(self) -> int:
+        """So much at a time."""
+        return RANGE_BYTES
+
+    @property
+    def at_once(self) -> int | None:
+        """As many as there are connections."""
+        return None
 
     def fetch(self, start: int, end: int, sink: Sink, abort: Abort) -> None:
         """Reads the file."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import enum
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,8 +18,6 @@ from modelcached.sources.origin import Origin
 from modelcached.store.journal import Ranges
 from modelcached.store.partials import Partial
 
-PART_BYTES = 16 << 20
-"""One request to upstream."""
 STEP_BYTES = 2 << 20
 """A range counts as done in steps of this: at most that is lost a connection when the daemon is killed."""
 
@@ -69,8 +67,8 @@ class Flight:
     interest: int = 0
     """Requests that want it, waited for or not; at 0 it is ended, its progress kept."""
     stage: Stage = Stage.QUEUED
-    fetched_bytes: int = 0
-    """Taken from upstream by this flight, repeats included."""
+    fetched: Counter[str] = field(default_factory=Counter)
+    """Bytes taken by this flight, repeats included, by the origin's label."""
     ranges: Ranges = field(default_factory=Ranges)
     pending: deque[Part] = field(default_factory=deque)
     active: dict[int, Part] = field(default_factory=dict)
@@ -101,17 +99,16 @@ class Flight:
         return min(self.size_bytes, self.ranges.total + under_way)
 
     def plan(self) -> None:
-        """Cuts what is missing into parts."""
+        """Cuts what is missing into parts that suit the origin."""
         self.pending.clear()
+        size = self.origin.part_bytes
         for start, end in self.ranges.missing(self.size_bytes):
-            self.pending.extend(
-                Part.of(position, min(position + PART_BYTES, end)) for position in range(start, end, PART_BYTES)
-            )
+            self.pending.extend(Part.of(position, min(position + size, end)) for position in range(start, end, size))
 
     def advance(self, part: Part, start: int, end: int) -> None:
         """A step of a part is written and journalled."""
         self.ranges.add(start, end)
-        self.fetched_bytes += end - start
+        self.fetched[self.origin.label] += end - start
         part.start = end
         self.moved.set()
 
@@ -127,6 +124,12 @@ class Flight:
     def ending(self) -> bool:
         """It was cancelled or has failed for good, and only winds down: nobody should join it."""
         return isinstance(self.failure, CacheError)
+
+    def next_origin(self) -> None:
+        """The one in use will not do; what it has brought stays."""
+        self.origin.forget()
+        self.origins = self.origins[1:]
+        self.clear_failure()
 
     def clear_failure(self) -> None:
         """Another try begins, unless the flight was ended for good while the last one wound down."""

@@ -24,7 +24,7 @@ from modelcached.model import Digest, RepoId
 from modelcached.pools import Pools
 from modelcached.sources.faults import TransientError
 from modelcached.sources.http import Abort, AbortedError
-from modelcached.sources.origin import Origin
+from modelcached.sources.origin import Origin, OriginFailedError
 from modelcached.store.disk import storage_error
 from modelcached.store.partials import PartialStore
 from modelcached.transfer.flight import SMALL_BYTES, STEP_BYTES, Flight, Part, Stage
@@ -293,6 +293,22 @@ class Flights:
         while True:
             try:
                 await once()
+            except OriginFailedError as error:
+                if len(flight.origins) == 1:
+                    flight.failure = CacheError(Reason.UPSTREAM_UNAVAILABLE, error.message)
+                    raise flight.failure from error
+                given_up, done = str(flight.origin), flight.ranges.total
+                flight.next_origin()
+                tries = 0
+                log.warning(
+                    "going on from another origin",
+                    digest=flight.digest.hex,
+                    given_up=given_up,
+                    origin=str(flight.origin),
+                    done_bytes=done,
+                    size_bytes=flight.size_bytes,
+                    why=error.message,
+                )
             except ContentError as error:
                 tries += 1
                 flight.clear_failure()
@@ -301,7 +317,7 @@ class Flights:
                 if tries < (_CONTENT_TRIES if flight.origin.label == "hub" else 1):
                     continue
                 if len(flight.origins) > 1:
-                    flight.origins = flight.origins[1:]
+                    flight.next_origin()
                     tries = 0
                     continue
                 flight.failure = CacheError(
@@ -385,6 +401,7 @@ class Flights:
                 await self._work.wait()
                 continue
             flight, part = found
+            origin = flight.origin
             key = id(part)
             flight.active[key] = part
             try:
@@ -393,11 +410,13 @@ class Flights:
                 pass
             except Exception as error:  # noqa: BLE001 - the flight's own task tells its waiters
                 if flight.failure is None:
-                    flight.failure = error if isinstance(error, ContentError) else _explained(error)
+                    flight.failure = _verdict(flight, error)
                 flight.abort()
             finally:
                 del flight.active[key]
                 flight.moved.set()
+                if self._queue.over(origin):
+                    self._work.set()
 
     async def _fetch(self, flight: Flight, part: Part) -> None:
         patience = _Patience(self._limits.retry_timeout.total_seconds(), part)
@@ -485,10 +504,19 @@ class Flights:
         try:
             await self._pools.on_mover(fetch)
             if partial is None:
-                flight.fetched_bytes += part.end
+                flight.fetched[origin.label] += part.end
         finally:
             flight.aborts.discard(abort)
             await asyncio.sleep(0)  # the last advance() is on the loop before anyone looks
+
+
+def _verdict(flight: Flight, error: Exception) -> Exception:
+    """What a failed part means for its flight: another try, another origin, or the end."""
+    if isinstance(error, (ContentError, OriginFailedError)):
+        return error
+    if isinstance(error, TransientError) and len(flight.origins) > 1:
+        return OriginFailedError(error.message)
+    return _explained(error)
 
 
 def _explained(error: BaseException) -> CacheError:

@@ -1,0 +1,122 @@
+"""The program that reads one stretch of one file through hf_xet, for the daemon that started it.
+
+    python -m modelcached.sources.xet_child PARENT_PID
+
+A process of its own, because a stream of hf_xet 1.8 cannot be stopped from outside (``cancel`` leaves the
+traffic running) and a silent server holds it for half an hour; a process can be killed, and its sockets with it.
+It dies with the daemon and holds no lock. It is told what to read on stdin, as JSON, so that no token stands in
+its arguments or environment; it never sees the token of the Hub, only that of the store.
+
+It writes frames to stdout, which is a socket: offset (8 bytes), length (4 bytes), both little-endian, and so
+many bytes of the file. A frame of length 0 says that bytes are coming in, though no piece is whole yet: hf_xet
+hands out a term at a time, up to 64 MiB. Its reader counts: a stream may end early and look well. What went
+wrong is the last line of stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+from typing import Any
+
+FRAME = struct.Struct("<QI")
+STDERR_BYTES = 64 << 10
+"""What is kept of stderr, which lies in memory."""
+
+_MEMORY = "/dev/shm"  # noqa: S108 - a private directory is made in it
+_PR_SET_PDEATHSIG = 1
+_BYTES_RECEIVED = struct.Struct("=128xQ")
+"""tcpi_bytes_received in struct tcp_info (linux/tcp.h, since 4.1)."""
+
+
+def main() -> None:
+    """Reads the request, streams, and ends with 0; any other end has its reason on stderr."""
+    _die_with(int(sys.argv[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the token
+    resource.setrlimit(resource.RLIMIT_FSIZE, (STDERR_BYTES, STDERR_BYTES))
+    request = json.loads(sys.stdin.buffer.read())
+    try:
+        _stream(request, _Frames(socket.socket(fileno=1)))
+    except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
+        os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
+        os._exit(1)  # a runtime that hangs must not hold the exit
+    os._exit(0)
+
+
+def _die_with(parent: int) -> None:
+    """SIGKILL when the daemon's thread that started this process ends; now, if it has ended already."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+class _Frames:
+    """The way to the daemon. Two threads write."""
+
+    def __init__(self, out: socket.socket) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+
+    def send(self, offset: int, piece: bytes) -> None:
+        with self._lock:
+            self._out.sendall(FRAME.pack(offset, len(piece)))
+            self._out.sendall(piece)
+
+
+def _stream(request: dict[str, Any], frames: _Frames) -> None:
+    import hf_xet  # noqa: PLC0415 - not before this process is sure to die with its parent
+
+    # with_config refuses a name or a size that it does not know; in the environment they would go unnoticed.
+    config = hf_xet.XetConfig().with_config(request["config"])
+    # It makes directories for uploads, which a reader never uses; by default below $HOME.
+    with tempfile.TemporaryDirectory(
+        prefix="modelcached-xet-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None
+    ) as scratch:
+        os.environ["HF_XET_CACHE"] = scratch
+        group = hf_xet.XetSession(config).new_download_stream_group(
+            endpoint=request["cas_url"], token=request["token"], token_expiry_unix_secs=request["expires"]
+        )
+    position, end = request["start"], request["end"]
+    stream = group.download_stream(hf_xet.XetFileInfo(request["hash"], request["size"]), position, end)
+    threading.Thread(target=_beat, args=(frames, request["beat_seconds"]), daemon=True).start()
+    while (piece := next(stream, None)) is not None:
+        frames.send(position, piece)
+        position += len(piece)
+        del piece  # tens of MiB that need not wait for the next
+
+
+def _beat(frames: _Frames, seconds: float) -> None:
+    """Tells the daemon whenever this process has received something since the last time."""
+    before: dict[int, int] = {}
+    ended = threading.Event()
+    while not ended.wait(seconds):
+        now = _received()
+        if any(count > before.get(inode, 0) for inode, count in now.items()):
+            with contextlib.suppress(OSError):
+                frames.send(0, b"")
+        before = now
+
+
+def _received() -> dict[int, int]:
+    """Bytes received so far by each TCP connection of this process, by the socket's inode."""
+    found: dict[int, int] = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as own:
+            if own.family in (socket.AF_INET, socket.AF_INET6):
+                info = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+                found[os.fstat(own.fileno()).st_ino] = _BYTES_RECEIVED.unpack(info)[0]
+    return found
+
+
+if __name__ == "__main__":
+    main()
