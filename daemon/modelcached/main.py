@@ -36,6 +36,7 @@ from modelcached.pools import Pools
 from modelcached.service.server import Server
 from modelcached.sources.http import HttpSource
 from modelcached.sources.hub import HubApi
+from modelcached.sources.upstream import Upstream
 from modelcached.sources.xet import XetSource
 from modelcached.store.disk import Disk
 from modelcached.store.index import Blob
@@ -125,9 +126,8 @@ class Daemon:
             limits=CatalogLimits(config.hub.resolve_ttl, config.hub.timeout),
             observe=lambda call, outcome: self._observe(HubCalled(call, outcome)),
         )
-        self.cache = Cache(
-            self.core, self.catalog, self.flights, self.source, self.xet, endpoint=config.hub.endpoints[0].rstrip("/")
-        )
+        upstream = Upstream(config.hub.endpoints, self.source, self.xet)
+        self.cache = Cache(self.core, self.catalog, self.flights, upstream)
         self.report = await recover(self.core, state_was_lost=lost)
         self.server = Server(self.cache, config.server, self.pods.seen)
         await self.server.start()

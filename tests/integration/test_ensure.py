@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.hub import Hub
@@ -70,3 +71,15 @@ def test_a_hit_by_another_name_is_on_the_books(hub: Hub, node: Node) -> None:
     (ready,) = node.ensure("org/tiny", "--revision", "stable")
     assert ready["outcome"] == "hit"
     node.assert_disk_truth()
+
+
+def test_a_mirror_brings_the_bytes_when_the_first_endpoint_is_gone(hub: Hub, make_node: Callable[..., Node]) -> None:
+    files = sharded_llama()
+    node = make_node(hub={"endpoints": ["http://127.0.0.1:9", hub.endpoint], "timeout": "5s"})
+    node.start()
+    repo = hub.create_repo("org/sharded")
+    sha = repo.commit(files)
+    (ready,) = node.ensure("org/sharded", timeout=120)
+    assert ready["commit"] == sha
+    for name in ("model.safetensors.index.json", "config.json"):
+        assert (Path(ready["path"]) / name).read_bytes() == files[name]

@@ -13,8 +13,7 @@ from modelcached.cache.core import Core
 from modelcached.cache.requests import Phase, Progress, Transfer
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, RepoId, SnapshotId
-from modelcached.sources.http import HttpSource
-from modelcached.sources.xet import XetSource
+from modelcached.sources.upstream import Upstream
 from modelcached.transfer.flights import Flights
 
 log = structlog.get_logger()
@@ -47,12 +46,10 @@ class Watch:
 class Assemblies:
     """The event loop's alone."""
 
-    def __init__(self, core: Core, flights: Flights, source: HttpSource, xet: XetSource, endpoint: str) -> None:
+    def __init__(self, core: Core, flights: Flights, upstream: Upstream) -> None:
         self._core = core
         self._flights = flights
-        self._source = source
-        self._xet = xet
-        self._endpoint = endpoint
+        self._upstream = upstream
         self._running: dict[object, Assembly] = {}
 
     def _join(self, wants: tuple[Want, ...], token: str | None, *, publish: bool = True) -> Assembly:
@@ -60,9 +57,7 @@ class Assemblies:
         key = tuple((want.snapshot, want.selection.profile) for want in wants)
         assembly = self._running.get(key)
         if assembly is None:
-            assembly = Assembly(
-                self._core, self._flights, self._source, self._xet, self._endpoint, wants, token, publishes=publish
-            )
+            assembly = Assembly(self._core, self._flights, self._upstream, wants, token, publishes=publish)
             self._running[key] = assembly
             assembly.task = asyncio.create_task(assembly.run(), name=f"assemble {assembly.holder}")
 

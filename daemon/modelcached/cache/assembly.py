@@ -26,9 +26,8 @@ from modelcached.events import BlobCondemned
 from modelcached.ledger.space import Reservation
 from modelcached.ledger.victims import Name
 from modelcached.model import Digest, FileEntry, RepoId, Revision, Selection, SnapshotId, as_commit, repo_folder
-from modelcached.sources.http import HttpSource, RemoteFile
-from modelcached.sources.origin import HubOrigin, LocalOrigin, Origin
-from modelcached.sources.xet import XetSource
+from modelcached.sources.origin import LocalOrigin
+from modelcached.sources.upstream import Upstream
 from modelcached.store.disk import storage_error
 from modelcached.store.index import Blob, Snapshot, SnapshotState
 from modelcached.store.manifests import BlobStamp, Record
@@ -112,9 +111,7 @@ class Assembly:
 
     core: Core
     flights: Flights
-    source: HttpSource
-    xet: XetSource
-    endpoint: str
+    upstream: Upstream
     wants: tuple[Want, ...]
     token: str | None = field(repr=False)
     publishes: bool = True
@@ -327,10 +324,7 @@ class Assembly:
             for digest, entry in sorted(self._missing(want).items(), key=lambda item: item[1].size_bytes):
                 flight = self.flights.get(digest)
                 if flight is None:
-                    file = RemoteFile(self.endpoint, want.snapshot.repo_id, want.snapshot.commit, entry, self.token)
-                    origins: list[Origin] = [HubOrigin(self.source, file)]
-                    if (over_xet := self.xet.origin(file)) is not None:
-                        origins.insert(0, over_xet)
+                    origins = self.upstream.origins(want.snapshot, entry, self.token)
                     foreign = repo.blobs.get(digest)
                     if foreign is not None and foreign.foreign and foreign.path is not None:
                         origins.insert(0, LocalOrigin(foreign.path))

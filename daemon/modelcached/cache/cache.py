@@ -32,9 +32,8 @@ from modelcached.catalog import Catalog
 from modelcached.errors import CacheError, Reason
 from modelcached.events import RequestEnded
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
-from modelcached.sources.http import HttpSource
 from modelcached.sources.hub import read_token
-from modelcached.sources.xet import XetSource
+from modelcached.sources.upstream import Upstream
 from modelcached.transfer.flights import Flights
 
 log = structlog.get_logger()
@@ -43,12 +42,10 @@ log = structlog.get_logger()
 class Cache:
     """The event loop's alone."""
 
-    def __init__(
-        self, core: Core, catalog: Catalog, flights: Flights, source: HttpSource, xet: XetSource, *, endpoint: str
-    ) -> None:
+    def __init__(self, core: Core, catalog: Catalog, flights: Flights, upstream: Upstream) -> None:
         self.core = core
         self._catalog = catalog
-        self._assemblies = Assemblies(core, flights, source, xet, endpoint)
+        self._assemblies = Assemblies(core, flights, upstream)
         self._wanting = Wanting(core, catalog, self._assemblies)
         self.leasing = Leasing(core)
         self.shelf = Shelf(core, self._assemblies)

@@ -40,6 +40,8 @@ _CHECKPOINT_BYTES = 256 << 20
 _CHECKPOINT_SECONDS = 10.0
 _CONTENT_TRIES = 2
 """How often an origin may deliver a whole file of wrong bytes."""
+_ELSEWHERE_SECONDS = 20.0
+"""How long an origin is tried for without progress when there is another."""
 _STOP_SECONDS = 5.0
 _FIRST_BACKOFF_SECONDS = 0.25
 _MOST_BACKOFF_SECONDS = 15.0
@@ -419,7 +421,8 @@ class Flights:
                     self._work.set()
 
     async def _fetch(self, flight: Flight, part: Part) -> None:
-        patience = _Patience(self._limits.retry_timeout.total_seconds(), part)
+        limit = self._limits.retry_timeout.total_seconds()
+        patience = _Patience(min(limit, _ELSEWHERE_SECONDS) if len(flight.origins) > 1 else limit, part)
         retrying = AsyncRetrying(
             stop=lambda _: patience.is_over,
             wait=lambda _: patience.pause,
