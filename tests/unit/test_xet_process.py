@@ -77,7 +77,8 @@ def test_a_store_that_cannot_be_reached_is_tried_three_times_and_then_rests(sour
     for _ in range(2):
         made = origin(source)
         for _ in range(2):
-            with pytest.raises(TransientError, match=r"Xet ended 16777216 bytes early: .*127.0.0.1:9") as caught:
+            with pytest.raises(TransientError, match="Xet ended 16777216 bytes early: ") as caught:
+                # Its words are not always there: hf_xet may end a stream cleanly when its store cannot be reached.
                 made.fetch(0, MIN_BYTES, nothing, Abort())
             assert "secret-of-the-store" not in caught.value.message
         with pytest.raises(OriginFailedError):

@@ -298,6 +298,8 @@ class HttpSource:
             if abort.is_set:
                 raise AbortedError
             count = response.readinto(buffer[: min(len(buffer), end - position)])
+            if count == 0 and abort.is_set:
+                raise AbortedError  # our own shutdown of the socket reads like its end
             if count == 0:
                 raise TransientError(
                     Reason.UPSTREAM_UNAVAILABLE, f"{file}: the connection ended {end - position} bytes early"
