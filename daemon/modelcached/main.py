@@ -80,8 +80,7 @@ class Daemon:
         systemd.notify("STATUS=recovering the cache")
         prepare(self.disk, self.layout)
         self.lock.acquire()
-        connection, lost = _open_state(self.disk, self.layout)
-        contents = state.contents(connection)
+        connection, contents = _open_state(self.disk, self.layout)
         self.database = state.Database(connection)
 
         def status_from_thread() -> Status:
@@ -128,7 +127,7 @@ class Daemon:
         )
         upstream = Upstream(config.hub.endpoints, self.source, self.xet)
         self.cache = Cache(self.core, self.catalog, self.flights, upstream)
-        self.report = await recover(self.core, state_was_lost=lost)
+        self.report = await recover(self.core, state_was_lost=not contents.complete)
         self.server = Server(self.cache, config.server, self.pods.seen)
         await self.server.start()
         self.listener = (
@@ -239,19 +238,22 @@ def _area(flight: Flight) -> str:
     return f"flight {flight.digest.hex}"
 
 
-def _open_state(disk: Disk, layout: Layout) -> tuple[sqlite3.Connection, bool]:
-    """state.db, and whether it had to be made anew. Garbage is kept in quarantine for whoever wants to look."""
-    fresh = not os.path.exists(layout.state_db)
-    try:
-        return state.connect(layout.state_db), fresh
-    except state.NewerSchemaError as error:
-        raise CacheError(Reason.STORAGE_ERROR, f"{error}; start the newer daemon, or remove the file") from error
-    except sqlite3.DatabaseError as error:
-        log.error("state.db is damaged, starting a new one", path=layout.state_db, why=str(error))  # noqa: TRY400
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            with contextlib.suppress(FileNotFoundError):
-                disk.rename(layout.state_db + suffix, f"{layout.quarantine}/state.db{suffix}")
-        return state.connect(layout.state_db), True
+def _open_state(disk: Disk, layout: Layout) -> tuple[sqlite3.Connection, state.Contents]:
+    """state.db and what is in it. Garbage is kept in quarantine for whoever wants to look, and a new one made."""
+    for again in (True, False):
+        try:
+            connection = state.connect(layout.state_db)
+            return connection, state.contents(connection)
+        except state.NewerSchemaError as error:
+            raise CacheError(Reason.STORAGE_ERROR, f"{error}; start the newer daemon, or remove the file") from error
+        except sqlite3.DatabaseError as error:
+            if not again or not state.is_damage(error):
+                raise CacheError(Reason.STORAGE_ERROR, f"{layout.state_db} cannot be opened: {error}") from error
+            log.error("state.db is damaged, starting a new one", path=layout.state_db, why=str(error))  # noqa: TRY400
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                with contextlib.suppress(FileNotFoundError):
+                    disk.rename(layout.state_db + suffix, f"{layout.quarantine}/state.db{suffix}")
+    raise AssertionError("the second try returns or raises")
 
 
 async def serve(config: Config, config_file: Path | None, flags: dict[str, dict[str, Any]]) -> None:

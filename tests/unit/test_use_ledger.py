@@ -183,7 +183,9 @@ def test_a_ttl_lease_ends_after_its_ttl_over_a_restart(daemon: Daemon) -> None:
 def test_a_renewal_survives_a_restart(daemon: Daemon) -> None:
     lease = daemon.grant(LeaseKind.TTL, LeasedModel(of(A)), ttl_seconds=100)
     daemon.now[0] += 90
-    assert daemon.use.renew(lease.id) is not None
+    renewed = daemon.use.renew(lease.id)
+    assert renewed is not None
+    daemon.commit(renewed[1])
     daemon.restart(after=90)
     assert daemon.ended() == []
     assert daemon.use.renew("unknown") is None

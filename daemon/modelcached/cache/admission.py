@@ -74,8 +74,7 @@ async def admit(
                 raise _refusal(core, wanted, free, freed, holder)
             if victims:
                 # One that cannot be removed was logged and is condemned: the next look passes it over.
-                going = eviction.condemn(core, [victim.id for victim in victims], "space")
-                await asyncio.gather(*going, return_exceptions=True)
+                await eviction.finished(eviction.condemn(core, [victim.id for victim in victims], "space"))
 
 
 def _check_ever_fits(core: Core, whole_bytes: int, holder: str) -> None:

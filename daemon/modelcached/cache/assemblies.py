@@ -124,13 +124,11 @@ class Assemblies:
     def cancel(self, repo_id: RepoId, commit: Commit | None) -> int:
         """Ends running transfers of a model; how many."""
         why = CacheError(Reason.TRANSFER_CANCELLED, f"the transfer of {repo_id} was cancelled by an operator")
-        cancelled = 0
-        for assembly in self._running.values():
-            if any(w.snapshot.repo_id == repo_id and commit in (None, w.snapshot.commit) for w in assembly.wants):
-                cancelled += 1
-                for flight in assembly.joined.values():
-                    self._flights.cancel(flight, why)
-        return cancelled
+        return sum(
+            assembly.end(why)
+            for assembly in list(self._running.values())
+            if any(w.snapshot.repo_id == repo_id and commit in (None, w.snapshot.commit) for w in assembly.wants)
+        )
 
     async def stop(self, patience: timedelta) -> None:
         """Ends all of them, keeping what they have."""

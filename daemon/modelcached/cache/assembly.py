@@ -124,6 +124,8 @@ class Assembly:
     started_at: float = field(default_factory=time.monotonic)
     task: asyncio.Task[None] | None = None
     _points: dict[SnapshotId, set[Revision]] = field(default_factory=dict)
+    _work: asyncio.Task[None] | None = None
+    _ended_by: CacheError | None = None
     _resumable: dict[Digest, int] = field(default_factory=dict)
     _adopted: dict[SnapshotId, Selection] = field(default_factory=dict)
     _samples: list[tuple[float, int]] = field(default_factory=list)
@@ -184,6 +186,23 @@ class Assembly:
 
     async def run(self) -> None:
         """Returns when every selection is published; raises CacheError."""
+        self._work = asyncio.create_task(self._run(), name=f"work on {self.holder}")
+        try:
+            await self._work
+        except asyncio.CancelledError:
+            if self._ended_by is None:
+                raise
+            raise self._ended_by from None
+
+    def end(self, why: CacheError) -> bool:
+        """Ends it for all who wait; what others want too goes on. False when it is too late: it is being published."""
+        if self._work is None or self.phase >= Phase.PUBLISHING:
+            return False
+        self._ended_by = why
+        self._work.cancel()
+        return True
+
+    async def _run(self) -> None:
         reservation: Reservation | None = None
         names = {name for want in self.wants for name in want.names}
         with self.core.use.hold((want.snapshot for want in self.wants), names):
@@ -233,30 +252,41 @@ class Assembly:
             self._adopted[want.snapshot] = Selection(ADOPTED, "any", frozenset(right))
 
     async def _verify(self, repo_id: RepoId, sizes: Mapping[Digest, int]) -> None:
-        repo = self.core.index.repo(repo_id)
         for digest, size in sizes.items():
-            path = self.core.layout.blob(repo_id, digest)
-            blob = repo.blobs.get(digest)
-            status = await self.core.pools.on_disk(_regular, path)
-            if blob is not None and blob.foreign:
-                continue  # copied and verified by a flight
-            if status is None:
-                self.core.index.drop_link(repo_id, digest)
-                continue
-            if blob is not None and blob.verified and BlobStamp.of(status) == blob.stamp:
-                continue
-            self.phase, self.detail = Phase.VERIFYING, f"hashing {digest.hex[:12]}"
-            right = status.st_size == size and await self.core.pools.on_hash(hash_file, path, digest)
-            if right:
-                status = await self.core.pools.on_disk(self.core.snapshots.seal_blob, repo_id, digest)
-                repo.blobs[digest] = Blob.verified_now(status)
-                continue
-            log.warning("blob is not what its name says", repo_id=repo_id, digest=digest.hex, size_bytes=status.st_size)
-            repo.blobs.pop(digest, None)
-            await self.core.pools.on_disk(self.core.snapshots.quarantine_blob, repo_id, digest)
-            await self.core.measure("quarantine")
-            self.core.observe(BlobCondemned(repo_id, digest.hex))
+            async with self.core.verifying(Name(repo_id, digest)):  # two would condemn what one of them has healed
+                await self._verify_one(repo_id, digest, size)
         self.phase, self.detail = Phase.RESERVING, ""
+
+    async def _verify_one(self, repo_id: RepoId, digest: Digest, size: int) -> None:
+        core, blobs = self.core, self.core.index.repo(repo_id).blobs
+        path = core.layout.blob(repo_id, digest)
+        status = await core.pools.on_disk(_regular, path)
+        blob = blobs.get(digest)
+        if blob is not None and blob.foreign:
+            return  # copied and verified by a flight
+        if status is None:
+            core.index.drop_link(repo_id, digest)
+            return
+        if blob is not None and blob.verified and BlobStamp.of(status) == blob.stamp:
+            return
+        self.phase, self.detail = Phase.VERIFYING, f"hashing {digest.hex[:12]}"
+        right = status.st_size == size and await core.pools.on_hash(hash_file, path, digest)
+        if right:
+            sealed = await core.pools.on_disk(core.snapshots.seal_blob, repo_id, digest)
+            if BlobStamp.of(sealed) == BlobStamp.of(status):
+                blobs[digest] = Blob.verified_now(sealed)
+                return
+            log.warning("blob changed while it was hashed, fetching it", repo_id=repo_id, digest=digest.hex)
+            core.index.drop_link(repo_id, digest)
+            return
+        now = await core.pools.on_disk(_regular, path)
+        if now is None or BlobStamp.of(now) != BlobStamp.of(status):
+            return  # somebody else has replaced what was hashed: not ours to judge
+        log.warning("blob is not what its name says", repo_id=repo_id, digest=digest.hex, size_bytes=status.st_size)
+        blobs.pop(digest, None)
+        await core.pools.on_disk(core.snapshots.quarantine_blob, repo_id, digest)
+        await core.measure("quarantine")
+        core.observe(BlobCondemned(repo_id, digest.hex))
 
     def _missing(self, want: Want) -> dict[Digest, FileEntry]:
         blobs = self.core.index.repo(want.snapshot.repo_id).blobs
@@ -280,6 +310,8 @@ class Assembly:
             givers = [s.id for s in self.core.index.repo(donor).snapshots.values() if digest in s.digests]
             try:
                 with self.core.use.hold(givers, (Name(donor, digest),)):
+                    if self.core.index.blob(donor, digest) is not expected:
+                        continue  # condemned while we looked
                     status = await self.core.pools.on_disk(self.core.snapshots.link_blob, digest, donor, target)
             except (OSError, CacheError) as error:
                 # Too many links, a filesystem without, a donor whose directory is none: a second copy is only larger.

@@ -138,15 +138,19 @@ class Cache:
 
     async def evict(self, snapshots: Sequence[SnapshotId], *, dry_run: bool) -> list[Evicted]:
         """All or, with IN_USE, none."""
-        eviction.check(self.core, snapshots)
-        planned = eviction.plan_of(self.core, snapshots)
+        there = [snapshot.id for snapshot in eviction.check(self.core, snapshots)]
+        planned = eviction.plan_of(self.core, there)
         if dry_run:
             return [Evicted(victim.id, victim.freed_bytes) for victim in planned]
-        tasks = eviction.condemn(self.core, snapshots, "operator")
-        freed = await asyncio.gather(*tasks)
-        for snapshot in snapshots:
+        freed = await eviction.finished(eviction.condemn(self.core, there, "operator"))
+        for snapshot in there:
             self._catalog.expire(snapshot.repo_id)
-        return [Evicted(victim.id, size) for victim, size in zip(planned, freed, strict=True)]
+        evicted = []
+        for victim, size in zip(planned, freed, strict=True):
+            if isinstance(size, BaseException):
+                raise size
+            evicted.append(Evicted(victim.id, size))
+        return evicted
 
     async def pin(self, repo_id: RepoId, revision: Revision) -> list[CachedModel]:
         """Raises CacheError(MODEL_NOT_CACHED): what is not there cannot be kept."""
@@ -174,5 +178,6 @@ class Cache:
         self.stopping = True
         self.leasing.stop()
         await self._assemblies.stop(patience)
+        await eviction.finished(list(self.core.evictions.values()))
         for scope in list(self._under_way):
             scope.reschedule(asyncio.get_running_loop().time())

@@ -16,6 +16,7 @@ from modelcached.ledger.clock import Clock
 from modelcached.ledger.database import Database, Statement
 from modelcached.ledger.space import Limits, Space
 from modelcached.ledger.use import UseLedger
+from modelcached.ledger.victims import Name
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, repo_folder
 from modelcached.pools import Pools
 from modelcached.store.disk import Disk
@@ -58,6 +59,7 @@ class Core:
     snapshots: SnapshotStore = field(init=False)
     ballast: Ballast = field(init=False)
     _measuring: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    _verifying: defaultdict[Name, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     _publishing: defaultdict[SnapshotId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     def __post_init__(self) -> None:
@@ -148,6 +150,10 @@ class Core:
         self.degraded.pop("state.db", None)
 
     # Order
+
+    def verifying(self, name: Name) -> asyncio.Lock:
+        """One at a time judges a blob."""
+        return self._verifying[name]
 
     def publishing(self, snapshot: SnapshotId) -> asyncio.Lock:
         """One at a time changes what a snapshot holds."""

@@ -82,7 +82,8 @@ def plan_of(core: Core, snapshots: Iterable[SnapshotId]) -> list[Victim]:
 def check(core: Core, ids: Iterable[SnapshotId]) -> list[Snapshot]:
     """The snapshots that there are; refuses with IN_USE, naming who holds it, where one may not go."""
     found = [snapshot for i in ids if (snapshot := core.index.snapshot(i)) is not None]
-    found = [snapshot for snapshot in found if snapshot.state is not SnapshotState.CONDEMNED]
+    # One whose eviction failed may be condemned anew; one that is going goes.
+    found = [snapshot for snapshot in found if snapshot.id not in core.evictions]
     for snapshot in found:
         if holders := protections(core, snapshot):
             raise CacheError(
@@ -114,6 +115,13 @@ def condemn(core: Core, ids: Iterable[SnapshotId], reason: str) -> list[asyncio.
     return tasks
 
 
+async def finished(tasks: list[asyncio.Task[int]]) -> list[int | BaseException]:
+    """What each eviction freed, or why it failed. Cancelling the wait must not end a removal half-way."""
+    if tasks:
+        await asyncio.wait(tasks)
+    return [task.exception() or task.result() for task in tasks]
+
+
 async def _remove(core: Core, snapshot: Snapshot, names: list[Digest], reason: str) -> int:
     """Off the disk; how much du lost."""
     before = core.space.used_bytes
@@ -135,6 +143,7 @@ async def _remove(core: Core, snapshot: Snapshot, names: list[Digest], reason: s
         await core.measure_after(snapshot.id.repo_id)
         freed = before - core.space.used_bytes
         log.info("evicted", model=str(snapshot.id), freed_bytes=freed, reason=reason)
+        core.degraded.pop("eviction", None)
         core.observe(SnapshotEvicted(snapshot.id.repo_id, snapshot.id.commit, freed, reason))
     except (OSError, CacheError) as error:
         # Whatever stage it reached, the next start finishes or forgets it; until then nobody is served from it.

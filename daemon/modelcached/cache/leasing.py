@@ -41,9 +41,11 @@ class Leasing:
 
     async def renew(self, lease_id: str) -> Lease:
         """Raises CacheError(LEASE_NOT_FOUND)."""
-        lease = self._core.use.renew(lease_id)
-        if lease is None:
+        renewed = self._core.use.renew(lease_id)
+        if renewed is None:
             raise CacheError(Reason.LEASE_NOT_FOUND, f"there is no lease {lease_id!r}")
+        lease, statement = renewed
+        await self._core.commit(statement)
         return lease
 
     async def release(self, lease_ids: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ import structlog
 
 from modelcached.cache.core import Core
 from modelcached.errors import CacheError
+from modelcached.ledger.database import COMPLETE
 from modelcached.ledger.leases import LeaseKind
 from modelcached.model import Commit, RepoId, SnapshotId
 from modelcached.store.index import SnapshotState
@@ -99,8 +100,8 @@ async def recover(core: Core, *, state_was_lost: bool) -> Report:
 
 async def _recover_leases(core: Core, *, lost: bool) -> int:
     """How many leases stand for proofs of use that were lost, now or before an earlier start."""
-    if lost:
-        await core.commit(*core.use.recover(sorted(snapshot.id for snapshot in core.index.snapshots())))
+    statements = core.use.recover(sorted(snapshot.id for snapshot in core.index.snapshots())) if lost else []
+    await core.commit(*statements, COMPLETE)  # in one transaction: a kill before it makes the next start do it again
     count = sum(lease.kind is LeaseKind.RECOVERED for lease in core.use.leases.values())
     if count:
         core.degraded["recovered"] = (

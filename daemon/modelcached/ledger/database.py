@@ -27,15 +27,19 @@ CREATE TABLE pins (repo_id TEXT, revision TEXT, pinned_at REAL NOT NULL,
                    PRIMARY KEY (repo_id, revision)) WITHOUT ROWID;
 CREATE TABLE named (repo_id TEXT, revision TEXT, commit_id TEXT, tick INTEGER NOT NULL,
                     PRIMARY KEY (repo_id, revision, commit_id)) WITHOUT ROWID;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE history (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL);
 """
 
 
+Statement = tuple[str, Sequence[Any]]
+
+COMPLETE: Statement = ("INSERT OR REPLACE INTO meta VALUES ('complete', 'yes')", ())
+"""Written with the leases of a first start; a file without it counts as lost."""
+
+
 class NewerSchemaError(Exception):
     """state.db was written by a newer daemon."""
-
-
-Statement = tuple[str, Sequence[Any]]
 
 
 @dataclass(slots=True)
@@ -46,6 +50,8 @@ class Contents:
     leases: list[str] = field(default_factory=list)
     pins: list[tuple[str, str]] = field(default_factory=list)
     named: list[tuple[str, str, str, int]] = field(default_factory=list)
+    complete: bool = False
+    """Every lease that should be in the file is: the start that made it came to its end."""
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -73,6 +79,15 @@ def connect(path: str) -> sqlite3.Connection:
     return connection
 
 
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """The file itself is bad; not a disk that is full, a lock, or an I/O error that may pass."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return (code & 0xFF) in _DAMAGED
+
+
 def contents(connection: sqlite3.Connection) -> Contents:
     """Reads all of it; it is small."""
     return Contents(
@@ -80,6 +95,7 @@ def contents(connection: sqlite3.Connection) -> Contents:
         leases=[body for (body,) in connection.execute("SELECT body FROM leases")],
         pins=connection.execute("SELECT repo_id, revision FROM pins").fetchall(),
         named=connection.execute("SELECT repo_id, revision, commit_id, tick FROM named").fetchall(),
+        complete=connection.execute("SELECT 1 FROM meta WHERE key = 'complete'").fetchone() is not None,
     )
 
 

@@ -198,15 +198,14 @@ class UseLedger:
             self._gone_since[lease.id] = now
         return lease, [*statements, _put(lease)]
 
-    def renew(self, lease_id: str) -> Lease | None:
-        """Begins its time anew; None where there is no such lease."""
+    def renew(self, lease_id: str) -> tuple[Lease, Statement] | None:
+        """Begins its time anew; the statement is for the caller to commit. None where there is no such lease."""
         lease = self.leases.get(lease_id)
         if lease is None:
             return None
         renewed = lease.renewed(self._clock.boottime(), self._clock.boot_id)
         self.leases[lease_id] = renewed
-        self._database.write_later(_put(renewed))
-        return renewed
+        return renewed, _put(renewed)
 
     def drop(self, lease_id: str) -> list[Statement]:
         """Ends a lease at once; its statements are for the caller to commit."""

@@ -28,8 +28,9 @@ class Server:
     """The gRPC side of the daemon."""
 
     def __init__(self, cache: Cache, section: ServerSection, pod_seen: Callable[[str], bool]) -> None:
-        gate = Gate(section.max_streams)
-        cache_service, admin_service = CacheService(cache, gate, pod_seen), AdminService(cache, gate)
+        gate, admin_gate = Gate(section.max_streams), Gate(section.max_streams)  # workloads must not lock operators out
+        cache_service, admin_service = CacheService(cache, gate, pod_seen), AdminService(cache, admin_gate)
+        operators_cache_service = CacheService(cache, admin_gate, pod_seen)
         self._health = HealthServicer()
         self._drain = section.drain_timeout
         self._watchers: list[asyncio.Task[None]] = []
@@ -40,7 +41,7 @@ class Server:
             self._common(server, _CACHE)
 
         def operators(server: grpc.aio.Server) -> None:
-            cache_pb2_grpc.add_CacheServiceServicer_to_server(cache_service, server)
+            cache_pb2_grpc.add_CacheServiceServicer_to_server(operators_cache_service, server)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin_service, server)
             self._common(server, _CACHE, _ADMIN)
 

@@ -56,19 +56,23 @@ class SnapshotStore:
         self._disk.mkdir(os.path.dirname(parent))
         self._disk.mkdir(parent)
         staged = self._layout.staged(snapshot.commit)
-        self._disk.mkdir(staged)
-        made = {staged}
-        for path, digest in sorted(links.items()):
-            directory = staged
-            *folders, name = path.split("/")
-            for folder in folders:
-                directory = f"{directory}/{folder}"
-                if directory not in made:
-                    self._disk.mkdir(directory)
-                    made.add(directory)
-            self._disk.symlink(link_text(path, digest), f"{directory}/{name}")
-        for directory in sorted(made, reverse=True):
-            self._disk.sync_directory(directory)
+        try:
+            self._disk.mkdir(staged)
+            made = {staged}
+            for path, digest in sorted(links.items()):
+                directory = staged
+                *folders, name = path.split("/")
+                for folder in folders:
+                    directory = f"{directory}/{folder}"
+                    if directory not in made:
+                        self._disk.mkdir(directory)
+                        made.add(directory)
+                self._disk.symlink(link_text(path, digest), f"{directory}/{name}")
+            for directory in sorted(made, reverse=True):
+                self._disk.sync_directory(directory)
+        except OSError:
+            self._disk.remove_tree(staged)  # a full disk must not be filled with tries
+            raise
         trashed: str | None = None
         if not os.path.lexists(target):
             self._disk.rename(staged, target)

@@ -9,7 +9,7 @@ import structlog
 
 from modelcached.cache import Cache, Core
 from modelcached.cache.admission import drop_leftovers
-from modelcached.cache.eviction import condemn, plan
+from modelcached.cache.eviction import condemn, finished, plan
 from modelcached.events import Observer, UpkeepRan
 from modelcached.ledger.leases import LeaseKind, PodWitness
 from modelcached.sources.http import HttpSource
@@ -57,14 +57,16 @@ class LeaseKeeper:
     async def look(self) -> None:
         """Once."""
         use = self._cache.core.use
-        ended = {lease.id: "its time is up" for lease in use.expired()}
+        ended: dict[str, str] = {}
         pods = {lease.pod_uid for lease in use.leases.values() if lease.kind is LeaseKind.POD}
         healthy = True  # nobody needs the witness
         if pods:
             seen = await self._cache.core.pools.on_disk(self._pods.look, frozenset(pods))
             healthy = seen.healthy
             gone = self._witness.look(seen, pods)
-            ended |= {lease.id: "its pod has gone" for lease in use.leases.values() if lease.pod_uid in gone}
+            ended = {lease.id: "its pod has gone" for lease in use.leases.values() if lease.pod_uid in gone}
+        # Judged in the step that ends them: a stream that came back while we looked keeps its lease.
+        ended |= {lease.id: "its time is up" for lease in use.expired()}
         self._tell(healthy=healthy)
         for lease_id, why in ended.items():
             lease = use.leases.get(lease_id)
@@ -114,4 +116,4 @@ async def keep_watermarks(core: Core) -> None:
         victims, freed = plan(core, wanted)
         if victims:
             log.info("evicting in the background", wanted_bytes=wanted, frees_bytes=freed, models=len(victims))
-            await asyncio.gather(*condemn(core, [victim.id for victim in victims], "watermark"))
+            await finished(condemn(core, [victim.id for victim in victims], "watermark"))

@@ -1,0 +1,53 @@
+"""state.db between two steps: a start that was killed, a file that cannot be opened for now."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+from modelcached.ledger import database
+
+from tests.hub import Hub
+from tests.hub.models import tiny_llama
+from tests.node import Node
+
+
+def test_a_database_without_the_mark_of_a_finished_start_counts_as_lost(hub: Hub, node: Node) -> None:
+    """As a kill between the making of state.db and the recovered leases leaves it."""
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    node.ensure("org/tiny")
+    node.terminate()
+    for file in node.private.glob("state.db*"):
+        file.unlink()
+    database.connect(str(node.private / "state.db")).close()
+    node.start()
+    with node.admin() as admin:
+        kinds = [lease.kind for lease in admin.leases()]
+    assert kinds == [4], "one lease, recovered"
+    assert node.run("cachectl", "evict", "org/tiny", "--yes").returncode == 75
+
+
+def test_a_database_that_cannot_be_opened_for_now_is_not_thrown_away(hub: Hub, node: Node) -> None:
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    (ready,) = node.ensure("org/tiny")
+    node.terminate()
+    holder = sqlite3.connect(node.private / "state.db", isolation_level=None)
+    holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        node.start(wait=False)
+        assert node.process is not None
+        assert node.process.wait(30) == 74
+    finally:
+        holder.close()
+    assert "state.db cannot be opened" in node.log_text()
+    node.start()
+    with node.admin() as admin:
+        assert [lease.id for lease in admin.leases()] == [ready["lease_id"]]
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY])
+def test_what_may_pass_is_no_damage(code: int) -> None:
+    error = sqlite3.OperationalError("for now")
+    error.sqlite_errorcode = code
+    assert not database.is_damage(error)
