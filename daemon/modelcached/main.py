@@ -172,6 +172,11 @@ class Daemon:
             yield
             if flight.partial is None or flight.reservation is None:
                 return
+            if not flight.partial.hard_allocated:
+                self.core.degraded["allocation"] = (
+                    "the filesystem below cache.dir cannot allocate ahead: reservations are soft, "
+                    "and a transfer may still meet a full disk"
+                )
             sizes = await self.pools.on_disk(flight.partial.allocated)
             for inode, size in sizes.items():
                 self.core.space.add("partial", inode, size)
@@ -219,6 +224,7 @@ class Daemon:
         self.serving = False
         systemd.notify("STOPPING=1", "STATUS=draining")
         log.info("stopping", under_way=self.server.gate.under_way)
+        self.pools.stopping.set()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)

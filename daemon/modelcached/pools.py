@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -86,6 +86,8 @@ class Pools:
     """fsync of large files takes seconds: a hit's stat must not wait behind it."""
     movers: NetworkThreads
     """One thread a connection to upstream."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the daemon stops: what hashes for minutes looks at it."""
 
     @classmethod
     def start(cls, connections: int) -> Pools:
@@ -120,6 +122,7 @@ class Pools:
 
     def stop(self) -> None:
         """Waits for disk and hash work, lets go of what waits on the network."""
+        self.stopping.set()
         for network in (self.hub, self.movers):
             network.shutdown()
         for pool in (self.disk, self.hash, self.flush):

@@ -113,3 +113,15 @@ def test_a_filesystem_that_cannot_exchange_leaves_a_leased_snapshot_as_it_is(
     world.only_saw(SMALL)
     assert world.look() == SMALL
     assert os.listdir(world.layout.staging) == []
+
+
+def test_quarantine_keeps_a_bad_blob_for_a_while(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path))
+    Path(layout.quarantine).mkdir(parents=True)
+    bad = Path(layout.quarantine) / ("0" * 64)
+    bad.write_bytes(b"bad")
+    store = SnapshotStore(Disk(), layout)
+    assert store.empty_quarantine(before=bad.stat().st_ctime) == []
+    assert bad.exists()
+    assert store.empty_quarantine(before=float("inf")) == [bad.name]
+    assert not bad.exists()

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 _BLOCK = 4096
 _JOURNAL_BYTES_PER_STEP = 64  # a line for each 2 MiB step, and checkpoints
 _STEP = 2 << 20
+QUARANTINE_SECONDS = 7 * 86400
+"""How long a bad blob is kept for whoever wants to look; less when its space is wanted."""
 
 
 def blob_bytes(size_bytes: int) -> int:
@@ -149,6 +151,12 @@ async def drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: 
     ``wanted_bytes`` None means all. ``expired_only``: only what nobody asked for within ``partial_ttl``.
     """
     horizon = time.time() - core.config.cache.partial_ttl.total_seconds() if expired_only else float("inf")
+    kept_for = time.time() - QUARANTINE_SECONDS if expired_only else float("inf")
+    if removed := await core.pools.on_disk(core.snapshots.empty_quarantine, kept_for):
+        await core.measure("quarantine")
+        log.info("emptied quarantine", names=removed)
+        if not expired_only:
+            return True
     partials = await core.pools.on_disk(core.partials.listed)
     idle = sorted((at, digest) for digest, at in partials.items() if at < horizon)
     freed, dropped = 0, False

@@ -270,7 +270,7 @@ class Assembly:
         if blob is not None and blob.verified and BlobStamp.of(status) == blob.stamp:
             return
         self.phase, self.detail = Phase.VERIFYING, f"hashing {digest.hex[:12]}"
-        right = status.st_size == size and await core.pools.on_hash(hash_file, path, digest)
+        right = status.st_size == size and await core.pools.on_hash(hash_file, path, digest, core.pools.stopping)
         if right:
             sealed = await core.pools.on_disk(core.snapshots.seal_blob, repo_id, digest)
             if BlobStamp.of(sealed) == BlobStamp.of(status):

@@ -3,7 +3,7 @@
 The resolve address answers small files itself and sends large ones to a signed
 address on another host, which is kept for the file's other ranges and asked for
 anew when it has expired. The token goes to the endpoint it belongs to, never
-further. http.client, because it reads into our buffer; see docs/design.md.
+further. http.client, because it reads into our buffer; the benchmarks hold it against the rest.
 Blocking: call it from a mover thread.
 """
 

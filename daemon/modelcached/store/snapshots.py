@@ -148,6 +148,17 @@ class SnapshotStore:
         self._disk.rename(self._layout.blob(repo_id, digest), target)
         return target
 
+    def empty_quarantine(self, before: float) -> list[str]:
+        """Removes what was quarantined before then (seconds since the epoch); its names."""
+        removed = []
+        with os.scandir(self._layout.quarantine) as entries:
+            # Renaming into quarantine set ctime; mtime is still that of the download.
+            old = sorted(e.path for e in entries if e.stat(follow_symlinks=False).st_ctime < before)
+        for path in old:
+            self._disk.remove_tree(path)
+            removed.append(os.path.basename(path))
+        return removed
+
     def write_ref(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
         """Points a branch or tag at the commit."""
         path = self._layout.ref(repo_id, revision)

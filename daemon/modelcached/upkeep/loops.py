@@ -90,6 +90,8 @@ async def sweep_leftovers(core: Core) -> None:
     """Removes unfinished data that nobody has asked for within ``partial_ttl``."""
     async with core.admission:
         await drop_leftovers(core, None, expired_only=True)
+    await core.pools.on_disk(core.ballast.fill)  # an earlier full disk may have cost it
+    await core.measure("private")
 
 
 async def keep_watermarks(core: Core) -> None:

@@ -1,0 +1,32 @@
+"""Hashing a finished blob: right, wrong, and ended by a daemon that stops."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+
+import pytest
+from modelcached.errors import CacheError, Reason
+from modelcached.model import Algorithm, Digest
+from modelcached.transfer.hashing import hash_file
+
+
+def test_a_blob_is_what_its_name_says_or_not(tmp_path: Path) -> None:
+    file = tmp_path / "blob"
+    file.write_bytes(b"content")
+    right = Digest(Algorithm.SHA256, hashlib.sha256(b"content").hexdigest())
+    assert hash_file(str(file), right, threading.Event())
+    assert not hash_file(str(file), Digest(Algorithm.SHA256, "0" * 64), threading.Event())
+    git = hashlib.sha1(b"blob 7\0content").hexdigest()
+    assert hash_file(str(file), Digest(Algorithm.GIT_SHA1, git), threading.Event())
+
+
+def test_a_daemon_that_stops_does_not_hash_to_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "blob"
+    file.write_bytes(b"content")
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(CacheError) as caught:
+        hash_file(str(file), Digest(Algorithm.SHA256, "0" * 64), stopping)
+    assert caught.value.reason is Reason.SHUTTING_DOWN
