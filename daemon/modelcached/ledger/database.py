@@ -65,6 +65,8 @@ def connect(path: str) -> sqlite3.Connection:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+        # What a savepoint keeps to be taken back: in a file of /var/tmp otherwise, which may be read-only or full.
+        connection.execute("PRAGMA temp_store=MEMORY")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise NewerSchemaError(f"{path} has schema {version}, this daemon knows up to {SCHEMA_VERSION}")
