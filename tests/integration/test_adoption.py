@@ -1,8 +1,7 @@
 """A hub/ that somebody else filled: what is right is served, what is wrong is healed, and nothing unproven answers.
 
-The real huggingface_hub fills it, as a process of its own, in the classic layout (HF_HUB_DISABLE_XET=1). The test
-Hub has no Xet, so the 2.x layout is made from that by the library's own publish_blob_to_shared_store
-(utils/_shared_blobs.py), the function that file_download.py calls after a Xet download.
+The real huggingface_hub fills it, as a process of its own: over HTTP in the classic layout, over Xet in that of 2.x,
+whose payloads lie in hub/blobs/ and whose repositories hold links to them (utils/_shared_blobs.py).
 """
 
 from __future__ import annotations
@@ -28,32 +27,25 @@ for repo_id in sys.argv[1:]:
     snapshot_download(repo_id)
 """
 
-SHARE = """
-import hashlib, os, sys
-from pathlib import Path
-from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
-cache = Path(os.environ["HF_HUB_CACHE"])
-for blob in sorted(cache.glob("models--*/blobs/*")):
-    if len(blob.name) == 64:
-        size = blob.stat().st_size
-        xet_hash = hashlib.sha256(b"xet" + blob.name.encode()).hexdigest()
-        assert publish_blob_to_shared_store(blob_path=str(blob), xet_hash=xet_hash, cache_dir=cache, expected_size=size)
-"""
+LAYOUTS = pytest.mark.parametrize("shared", [False, True], ids=["classic", "shared blobs"])
 
 
-def library(hub: Hub, node: Node, script: str, *arguments: str) -> None:
+def fill(hub: Hub, node: Node, *repo_ids: str, shared: bool = False) -> None:
     """The real huggingface_hub over the node's hub/, before its daemon has ever run."""
     node.hub_dir.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
+        "HF_HOME": str(node.root / "home"),
         "HF_HUB_CACHE": str(node.hub_dir),
         "HF_ENDPOINT": hub.endpoint,
-        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_XET": "0" if shared else "1",
+        "HF_XET_TELEMETRY_ENABLED": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     }
-    subprocess.run([sys.executable, "-c", script, *arguments], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", FILL, *repo_ids], env=environment, check=True, timeout=60)
+    assert (node.hub_dir / "blobs").is_dir() is shared
 
 
 def folder(node: Node, repo_id: str) -> Path:
@@ -81,7 +73,10 @@ def flip_unseen(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_exactly_what_is_there_is_served_healed_removed_and_reported(hub: Hub, make_node: Callable[..., Node]) -> None:
+@LAYOUTS
+def test_exactly_what_is_there_is_served_healed_removed_and_reported(
+    hub: Hub, make_node: Callable[..., Node], shared: bool
+) -> None:
     node = make_node(cache={"partial_ttl": "24h"})
     models = {
         "org/whole": tiny_llama(seed=1),
@@ -89,8 +84,8 @@ def test_exactly_what_is_there_is_served_healed_removed_and_reported(hub: Hub, m
         "org/missing": sharded_llama(seed=3),
         "org/dangling": sharded_llama(seed=4),
     }
-    commits = {repo_id: hub.create_repo(repo_id).commit(files) for repo_id, files in models.items()}
-    library(hub, node, FILL, *models)
+    commits = {repo_id: hub.create_repo(repo_id).commit(files, xet=shared) for repo_id, files in models.items()}
+    fill(hub, node, *models, shared=shared)
     trees = {repo_id: folder(node, repo_id) / "trees" / f"{commits[repo_id]}.json" for repo_id in models}
     assert all(tree.is_file() for tree in trees.values())
     shard = "model-00002-of-00003.safetensors"
@@ -98,7 +93,8 @@ def test_exactly_what_is_there_is_served_healed_removed_and_reported(hub: Hub, m
         file.truncate(1000)
     blob_of(node, hub, "org/missing", shard).unlink()
     (node.snapshot("org/missing", commits["org/missing"]) / shard).unlink()
-    blob_of(node, hub, "org/dangling", shard).unlink()
+    dangling = blob_of(node, hub, "org/dangling", shard)
+    dangling.resolve().unlink()
     old = folder(node, "org/whole") / "blobs" / f"{'a' * 64}.0123abcd.incomplete"
     young = folder(node, "org/whole") / "blobs" / f"{'b' * 64}.0123abcd.incomplete"
     old.write_bytes(b"x" * 5000)
@@ -113,10 +109,10 @@ def test_exactly_what_is_there_is_served_healed_removed_and_reported(hub: Hub, m
     assert recovered["unverified"] == sorted(f"{repo_id}@{commits[repo_id][:12]}" for repo_id in models)
     untrue = ("org/truncated", "org/missing", "org/dangling")
     assert recovered["removed"] == sorted([str(old), *(str(trees[repo_id]) for repo_id in untrue)])
-    own = {"CACHEDIR.TAG", ".locks"}  # the library's, and no part of the layout
-    assert recovered["reported"] == sorted(
-        [str(young), *(str(path) for path in node.hub_dir.iterdir() if path.name in own)]
-    )
+    library = [node.hub_dir / "CACHEDIR.TAG", node.hub_dir / ".locks"]  # its own, and no part of the layout
+    # The store stays where a repository lost its link to a payload, and so does a link that lost its payload.
+    store = [node.hub_dir / "blobs", dangling] if shared else []
+    assert recovered["reported"] == sorted(map(str, [young, *library, *store]))
     assert not old.exists()
     assert young.exists()
     assert [trees[repo_id].exists() for repo_id in models] == [True, False, False, False]
@@ -148,7 +144,7 @@ def test_no_answer_before_a_hash(hub: Hub, make_node: Callable[..., Node], path:
     """A flipped byte with the old size and mtime is found before the first answer, in a large file and in a small."""
     node, model = make_node(), tiny_llama()
     commit = hub.create_repo("org/tiny").commit(model)
-    library(hub, node, FILL, "org/tiny")
+    fill(hub, node, "org/tiny")
     blob = blob_of(node, hub, "org/tiny", path)
     flip_unseen(blob)
     wrong = blob.read_bytes()
@@ -166,7 +162,7 @@ def test_no_answer_before_a_hash(hub: Hub, make_node: Callable[..., Node], path:
 def test_what_is_right_is_sealed_and_not_fetched(hub: Hub, make_node: Callable[..., Node]) -> None:
     node = make_node()
     hub.create_repo("org/tiny").commit(tiny_llama())
-    library(hub, node, FILL, "org/tiny")
+    fill(hub, node, "org/tiny")
     blob = blob_of(node, hub, "org/tiny", "model.safetensors")
     before = blob.stat()
     hub.reset_counters()
@@ -184,7 +180,7 @@ def test_what_others_can_write_is_copied(hub: Hub, make_node: Callable[..., Node
     """Verified and then changed through its old name would be served: so it becomes an inode of our own."""
     node, model = make_node(), tiny_llama()
     hub.create_repo("org/tiny").commit(model)
-    library(hub, node, FILL, "org/tiny")
+    fill(hub, node, "org/tiny")
     blob = blob_of(node, hub, "org/tiny", "model.safetensors")
     if theirs == "owner":
         os.chown(blob, 1000, 1000)
@@ -208,7 +204,7 @@ def test_what_others_can_write_is_copied(hub: Hub, make_node: Callable[..., Node
 def test_what_others_wrote_wrongly_is_fetched(hub: Hub, make_node: Callable[..., Node]) -> None:
     node, model = make_node(), tiny_llama()
     hub.create_repo("org/tiny").commit(model)
-    library(hub, node, FILL, "org/tiny")
+    fill(hub, node, "org/tiny")
     blob = blob_of(node, hub, "org/tiny", "model.safetensors")
     blob.chmod(0o664)
     flip_unseen(blob)
@@ -223,9 +219,8 @@ def test_the_shared_blobs_of_2x_become_the_repositories_own(hub: Hub, make_node:
     """Two repositories share a payload: afterwards they share an inode, and the store is gone."""
     node, model = make_node(), tiny_llama()
     for repo_id in ("org/one", "org/two"):
-        hub.create_repo(repo_id).commit(model)
-    library(hub, node, FILL, "org/one", "org/two")
-    library(hub, node, SHARE)
+        hub.create_repo(repo_id).commit(model, xet=True)
+    fill(hub, node, "org/one", "org/two", shared=True)
     blobs = [blob_of(node, hub, repo_id, "model.safetensors") for repo_id in ("org/one", "org/two")]
     payload = blobs[0].resolve()
     assert all(blob.is_symlink() and blob.resolve() == payload for blob in blobs)
@@ -253,9 +248,8 @@ def test_the_shared_blobs_of_2x_become_the_repositories_own(hub: Hub, make_node:
 def test_a_wrong_shared_payload_is_healed_for_both(hub: Hub, make_node: Callable[..., Node]) -> None:
     node, model = make_node(), tiny_llama()
     for repo_id in ("org/one", "org/two"):
-        hub.create_repo(repo_id).commit(model)
-    library(hub, node, FILL, "org/one", "org/two")
-    library(hub, node, SHARE)
+        hub.create_repo(repo_id).commit(model, xet=True)
+    fill(hub, node, "org/one", "org/two", shared=True)
     payload = blob_of(node, hub, "org/one", "model.safetensors").resolve()
     payload.chmod(0o644)
     flip_unseen(payload)
@@ -271,9 +265,8 @@ def test_a_wrong_shared_payload_is_healed_for_both(hub: Hub, make_node: Callable
 
 def test_shared_blobs_that_others_can_write_are_copied(hub: Hub, make_node: Callable[..., Node]) -> None:
     node, model = make_node(), tiny_llama()
-    hub.create_repo("org/one").commit(model)
-    library(hub, node, FILL, "org/one")
-    library(hub, node, SHARE)
+    hub.create_repo("org/one").commit(model, xet=True)
+    fill(hub, node, "org/one", shared=True)
     blob = blob_of(node, hub, "org/one", "model.safetensors")
     payload = blob.resolve()
     os.chown(payload, 1000, 1000)
