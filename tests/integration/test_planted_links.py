@@ -128,22 +128,78 @@ def test_a_listing_that_leads_elsewhere_is_reported_and_left_alone(hub: Hub, gua
 
 
 def test_a_snapshots_file_that_leads_elsewhere_is_made_anew(hub: Hub, guarded: Node, canary: Canary) -> None:
-    model = {**tiny_llama(), "sub/extra.json": b"{}"}
+    model = tiny_llama()
     commit = hub.create_repo("org/tiny").commit(model)
     guarded.ensure("org/tiny", "--profile", "full")
     root = guarded.snapshot("org/tiny", commit)
     (root / "config.json").unlink()
     (root / "config.json").symlink_to(canary.root / "etc" / "passwd")
+    guarded.ensure("org/tiny", "--profile", "full")
+    assert {name: (root / name).read_bytes() for name in model} == model
+    assert os.readlink(root / "config.json").startswith("../../blobs/")
+
+
+def test_a_snapshots_folder_that_leads_elsewhere_is_made_anew(hub: Hub, guarded: Node, canary: Canary) -> None:
+    """All that is behind it is right: only the way there is not the daemon's."""
+    model = {**tiny_llama(), "sub/extra.json": b"{}"}
+    commit = hub.create_repo("org/tiny").commit(model)
+    guarded.ensure("org/tiny", "--profile", "full")
+    root = guarded.snapshot("org/tiny", commit)
     shutil.move(root / "sub", canary.root / "sub")
-    (canary.root / "sub" / "extra.json").unlink()
-    blob = next(blob for blob in (guarded.hub_dir / REPO / "blobs").iterdir() if blob.read_bytes() == b"{}")
-    (canary.root / "sub" / "extra.json").symlink_to(blob)
     (root / "sub").symlink_to(canary.root / "sub")
     canary.settle()
     guarded.ensure("org/tiny", "--profile", "full")
     assert {name: (root / name).read_bytes() for name in model} == model
     assert not (root / "sub").is_symlink()
-    assert os.readlink(root / "config.json").startswith("../../blobs/")
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["while it runs", "before it starts"])
+def test_a_symlink_among_nested_refs_is_refused_by_name(
+    hub: Hub, guarded: Node, canary: Canary, restarted: bool
+) -> None:
+    guarded.stop()
+    guarded.settings["hub"]["resolve_ttl"] = "1ms"
+    guarded.start()
+    repo = hub.create_repo("org/tiny")
+    repo.move("feature/x", repo.commit(tiny_llama()))
+    guarded.ensure("org/tiny", "--revision", "feature/x")
+    if restarted:
+        guarded.stop()
+    planted = guarded.hub_dir / REPO / "refs" / "feature"
+    move_out(planted, canary)
+    if restarted:
+        guarded.start()
+    repo.move("feature/x", repo.commit(tiny_llama(seed=1)))
+    done = guarded.run("ensure-model", "org/tiny", "--revision", "feature/x")
+    assert (done.returncode, f"{planted} is a symlink" in done.stderr) == (74, True), done.stderr
+    canary.assert_untouched()
+    planted.unlink()
+    guarded.ensure("org/tiny", "--revision", "feature/x")
+    guarded.assert_disk_truth()
+
+
+@pytest.mark.parametrize("place", ["blobs", "blobs/ab", "blobs/ab/payload"])
+def test_a_shared_store_that_leads_elsewhere_is_left_alone(
+    hub: Hub, make_node: Callable[..., Node], canary: Canary, place: str
+) -> None:
+    """A blob that goes through it (huggingface_hub 2.x with Xet) is fetched, not adopted: what it shows is right."""
+    node, model = make_node(), tiny_llama()
+    repo = hub.create_repo("org/tiny")
+    etag = repo.files(repo.commit(model))["model.safetensors"].etag
+    payload = node.hub_dir / "blobs" / "ab" / "payload"
+    payload.parent.mkdir(parents=True)
+    payload.write_bytes(model["model.safetensors"])
+    payload.chmod(0o444)
+    (node.hub_dir / REPO / "blobs").mkdir(parents=True)
+    (node.hub_dir / REPO / "blobs" / etag).symlink_to("../../blobs/ab/payload")
+    move_out(node.hub_dir / place, canary)
+    node.start()
+    (ready,) = node.ensure("org/tiny", "--profile", "full")
+    assert ready["outcome"] == "downloaded"
+    assert {name: (Path(ready["path"]) / name).read_bytes() for name in model} == model
+    assert not (node.hub_dir / REPO / "blobs" / etag).is_symlink()
+    canary.assert_untouched()
+    node.assert_disk_truth()
 
 
 def test_wrong_content_behind_a_planted_directory_is_not_quarantined(hub: Hub, guarded: Node, canary: Canary) -> None:
