@@ -133,6 +133,18 @@ def test_no_token_reaches_a_mirror(
     assert not [token for token in ALL if token in seen]
 
 
+def test_a_next_page_on_another_host_is_not_asked_for(hub: Hub, mirror: Hub, node_with_token: Node, gated: str) -> None:
+    """The token would go with it."""
+    mirror.create_repo(gated).commit({"config.json": b"{}"})
+    elsewhere = f"{mirror.endpoint}/api/models/{gated}/tree/main?cursor=2"
+    link = {"Link": f'<{elsewhere}>; rel="next"', "Content-Type": "application/json"}
+    hub.faults.add(Fault(FaultKind.STATUS, where="api", path="tree", status=200, headers=link, body=b"[]"))
+    done = node_with_token.run("ensure-model", gated)
+    assert (done.returncode, "next page to another host" in done.stderr) == (69, True), done.stderr
+    assert hub.request_count(path_glob="tree") > 0
+    assert mirror.requests() == []
+
+
 def test_no_token_in_what_is_said_written_or_run(hub: Hub, node_with_token: Node, gated: str) -> None:
     """Log level debug; a hit, a refusal, errors from the API and in mid-body, and an unexpected one with traceback."""
     node, outputs = node_with_token, []
