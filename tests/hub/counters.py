@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
 
@@ -38,6 +38,8 @@ class RequestRecord:
     status: int | None = None
     bytes_sent: int = 0
     finished: bool = False
+    at: float = field(default_factory=time.monotonic)
+    """When it was read; time.monotonic()."""
 
     @property
     def authorization(self) -> str | None:

@@ -1,4 +1,4 @@
-"""What upstream can do wrong, and what a request may then cost and come to. The test and the docs are made from this.
+"""What upstream can do wrong, and what a request may then cost and come to. The test is made from this.
 
 Settings: ``hub.timeout`` 5 s, ``transfer.stall_timeout`` 2 s, ``transfer.retry_timeout`` 6 s. The model has a small
 file and one in LFS; without a fault it takes five requests: revision, tree, both files, and the CDN.
@@ -33,6 +33,7 @@ class Row:
     says: tuple[str, ...] = ()
     """What the last word names, beside what to do about it; {endpoint}, {repo} and {commit} are filled in."""
     least_seconds: float = 0.0
+    """For how long upstream is left alone about what failed, as its counters have it."""
 
 
 def _status(code: int, where: str, **how: object) -> tuple[Fault, ...]:
