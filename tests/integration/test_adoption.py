@@ -91,6 +91,7 @@ def test_exactly_what_is_there_is_served_healed_removed_and_reported(
     shard = "model-00002-of-00003.safetensors"
     with blob_of(node, hub, "org/truncated", "model.safetensors").open("r+b") as file:
         file.truncate(1000)
+    orphans = [blob_of(node, hub, repo_id, shard).resolve() for repo_id in ("org/missing", "org/dangling")]
     blob_of(node, hub, "org/missing", shard).unlink()
     (node.snapshot("org/missing", commits["org/missing"]) / shard).unlink()
     dangling = blob_of(node, hub, "org/dangling", shard)
@@ -115,6 +116,11 @@ def test_exactly_what_is_there_is_served_healed_removed_and_reported(
     assert recovered["reported"] == sorted(map(str, [young, *library, *store]))
     assert not old.exists()
     assert young.exists()
+    if shared:
+        stems = [payload.name for payload in orphans]
+        assert {path.name for path in (node.hub_dir / "blobs").rglob("*") if path.is_file()} == {
+            ".huggingface-shared-blobs", stems[0], *(f"{stem}.{kind}" for stem in stems for kind in ("refs", "lock"))
+        }  # fmt: skip
     assert [trees[repo_id].exists() for repo_id in models] == [True, False, False, False]
     assert {model["state"] for model in node.models().values()} == {"unverified"}
     node.assert_disk_truth()

@@ -169,6 +169,7 @@ def test_a_symlink_among_nested_refs_is_refused_by_name(
     move_out(planted, canary)
     if restarted:
         guarded.start()
+        assert guarded.log_lines("recovered")[-1]["reported"] == [str(planted)]
     repo.move("feature/x", repo.commit(tiny_llama(seed=1)))
     done = guarded.run("ensure-model", "org/tiny", "--revision", "feature/x")
     assert (done.returncode, f"{planted} is a symlink" in done.stderr) == (74, True), done.stderr
