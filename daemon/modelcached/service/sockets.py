@@ -62,7 +62,9 @@ class Socket:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(lock)
-            raise CacheError(Reason.STORAGE_ERROR, f"{self.path} is served by another modelcached") from error
+            raise CacheError(
+                Reason.STORAGE_ERROR, f"{self.path} is served by another modelcached; stop it, or choose another path"
+            ) from error
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = lock
