@@ -81,7 +81,7 @@ def _told(error: Exception, session: Session) -> tuple[str, str, int]:
         return error.label, _text(error, session), error.exit_status
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx else "cachectl"
-        return "USAGE", f"{error.format_message()}; see {where} --help", EXIT_USAGE
+        return "USAGE", f"{error.format_message().rstrip('.')}; see {where} --help", EXIT_USAGE
     if isinstance(error, AddressError):
         return "USAGE", str(error), EXIT_USAGE
     return "INTERNAL", str(error), EXIT_SOFTWARE

@@ -348,6 +348,7 @@ def test_usage_errors_are_64(cachectl, arguments):
     status, out, err = cachectl(*arguments)
     assert (status, out) == (64, "")
     assert err
+    assert ".;" not in err
 
 
 def test_names_from_upstream_cannot_move_the_cursor_or_change_colours(daemon, cachectl):
