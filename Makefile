@@ -22,6 +22,7 @@ system: $(VENV)/ready
 
 ## bench: every case against its peers, about an hour; QUICK=1 under five minutes, CASE="cold-file small" only these
 bench: $(VENV)/ready
+	@$(BIN)/python -m pip install --quiet --group bench
 	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(CASE:%=--case %)
 
 lint: $(VENV)/ready

@@ -15,12 +15,13 @@ from modelcached.units import parse_size
 
 from tests.bench import machine
 from tests.bench.cases import DOWNLOADS, FULL, QUICK, Bench, Case, Scale
+from tests.bench.engines import ENGINE
 from tests.bench.hits import HITS
 from tests.bench.measure import ContenderError
 from tests.bench.report import Results, Sample, plain, save, table, target_rows
 from tests.bench.resume import RESUME
 
-CASES: Sequence[Case] = (*DOWNLOADS, RESUME, *HITS)
+CASES: Sequence[Case] = (*DOWNLOADS, RESUME, *HITS, ENGINE)
 _BUSY = 0.10
 """Share of the cores that went to others: above this, figures say little."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import threading
@@ -20,6 +21,8 @@ _LIMIT_SECONDS = 3600.0
 """A peer that hangs (huggingface_hub has calls without a timeout) is killed, and the run fails."""
 _WRITE_BYTES = 8 << 20
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_LEFT_BYTES = 1 << 30
+_FILLER_BYTES = 8 << 40
 
 
 class ContenderError(Exception):
@@ -175,6 +178,22 @@ def touch_disk(directory: Path, size_bytes: int) -> None:
         os.fsync(out.fileno())
     file.unlink()
     sync(directory)
+
+
+def fill_memory(directory: Path) -> None:
+    """Fills free memory with page cache that can be given up at once, as it is on a machine that has run for long.
+
+    A virtual machine whose host takes back what lies free pays for every page anew, 3 s a GiB where this was seen:
+    then a contender is slow for having begun two seconds after the last one's files were removed.
+    """
+    file = directory / "filler"  # all hole: its pages are memory and nothing else
+    with file.open("ab") as sparse:
+        sparse.truncate(_FILLER_BYTES)
+    buffer = bytearray(_WRITE_BYTES)
+    with file.open("rb", buffering=0) as sparse:
+        sparse.seek(random.randrange(_FILLER_BYTES // 2))  # hardly ever where it is filled already
+        for _ in range((psutil.virtual_memory().free - _LEFT_BYTES) // _WRITE_BYTES):
+            sparse.readinto(buffer)
 
 
 def warm(files: Iterable[Path]) -> None:

@@ -89,6 +89,7 @@ def scratch(work: Path, *models: Published) -> Iterator[Path]:
     directory = work / "scratch"
     directory.mkdir()
     measure.sync(work)
+    measure.fill_memory(work)
     for model in models:
         measure.warm(model.paths)
     try:

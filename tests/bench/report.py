@@ -116,6 +116,7 @@ def table(results: Results, case: Case) -> list[list[str]]:
     """Rows of a case, the header first."""
     names = results.contenders(case.name)
     columns = [c for c in case.columns if any(results.spread(case.name, name, c.key) for name in names)]
+    columns = columns or list(case.columns)  # nobody came through
     main = columns[0]
     rows = [["", *(column.title for column in columns), f"{case.base} is better by"]]
     for name in names:

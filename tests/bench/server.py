@@ -120,6 +120,10 @@ class Site:
         """Ports to listen on and where they lead: all of ``far_endpoint`` and of the redirects that it sends."""
         return {self._far_front_port: self._behind_port, self._far_cdn_port: self._cdn_port}
 
+    def cdn_url(self, file: HubFile) -> str:
+        """Where a large file's redirect leads."""
+        return f"http://127.0.0.1:{self._cdn_port}/blobs/{file.sha256}/file"
+
     def sent_bytes(self) -> int:
         """Bytes of bodies that the second address has sent, requests that were broken off included."""
         return sum(int(line) for line in self._log.read_text().split())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from modelcached.model import Algorithm, Digest, RepoId
 from modelcached.sources.origin import LocalOrigin, Origin
-from modelcached.transfer.flight import SMALL_BYTES, Flight, Part
+from modelcached.transfer.flight import LEAD_BYTES, SMALL_BYTES, Flight, Part
 from modelcached.transfer.queue import WorkQueue
 
 
@@ -117,3 +117,27 @@ def test_a_flight_that_changes_its_origin_waits_no_longer(loop: asyncio.Abstract
     moved.origins = [ANYWHERE]
     queue.push(moved)
     assert order(queue) == [2]
+
+
+def test_fetching_waits_for_hashing_that_fell_behind_and_others_go_on(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue()
+    ahead, other = flight(loop, 1, parts=2), flight(loop, 2)
+    ahead.ranges.add(0, LEAD_BYTES + 1)
+    queue.push(ahead)
+    queue.push(other)
+    assert order(queue) == [2]
+    ahead.hash_reached(1)
+    queue.push(ahead)
+    assert order(queue) == [1, 1]
+
+
+def test_what_an_earlier_try_left_unhashed_holds_nothing_up(loop: asyncio.AbstractEventLoop) -> None:
+    """A hundred gigabytes take a minute to hash, in which the network can bring more."""
+    queue = WorkQueue()
+    resumed = flight(loop, 1, size=4 * LEAD_BYTES)
+    resumed.ranges.add(0, 3 * LEAD_BYTES)
+    resumed.plan()
+    queue.push(resumed)
+    assert set(order(queue)) == {1}
+    resumed.hash_reached(3 * LEAD_BYTES - 1)
+    assert resumed.level

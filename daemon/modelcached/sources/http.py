@@ -3,7 +3,8 @@
 The resolve address answers small files itself and sends large ones to a signed
 address on another host, which is kept for the file's other ranges and asked for
 anew when it has expired. The token goes to the endpoint it belongs to, never
-further. http.client, because it reads into our buffer; the benchmarks hold it against the rest.
+further. http.client, because it reads into our buffer, ends when its socket is shut down from another thread, and
+receives as fast as pycurl and urllib3 do and four times as fast as httpx2 (`make bench CASE=engine`).
 Blocking: call it from a mover thread.
 """
 

@@ -19,6 +19,7 @@ from modelcached.errors import CacheError, Reason
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_SYNC_FILE_RANGE_WRITE = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -122,6 +123,15 @@ class Disk:
         """Calls fdatasync."""
         self._before("fdatasync", path)
         os.fdatasync(descriptor)
+
+    def begin_flush(self, descriptor: int, start: int, end: int) -> None:
+        """Starts writing [start, end) to the disk; promises nothing, and changes nothing that anybody could see.
+
+        sync_file_range(2) without waiting: dirty pages of 140 GB would else be the last fsync's.
+        """
+        _libc.sync_file_range(
+            descriptor, ctypes.c_int64(start), ctypes.c_int64(end - start), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
+        )
 
     def sync_directory(self, path: str) -> None:
         """Makes the directory's entries outlive a power loss."""

@@ -120,6 +120,11 @@ class Partial:
         with self._open():
             return os.preadv(self._data, [view], offset)
 
+    def begin_flush(self, start: int, end: int) -> None:
+        """Lets the disk begin with [start, end), for which nobody waits. Any thread."""
+        with self._open():
+            self._disk.begin_flush(self._data, start, end)
+
     def sync(self) -> None:
         """All that is marked now survives a power loss afterwards. Any thread, one at a time."""
         with self._open():

@@ -25,6 +25,11 @@ SMALL_BYTES = 1 << 20
 """Up to this a file is fetched into memory: a journal would cost more than fetching it again."""
 
 
+LEAD_BYTES = 192 << 20
+"""How far fetching may be ahead of hashing. Beyond that movers take turns from the hash threads, and at the end one
+core hashes what both could have: 1 s of 3 on 2 GiB from loopback. A part for each connection fits in."""
+
+
 class Stage(enum.IntEnum):
     """Where a flight is."""
 
@@ -73,10 +78,14 @@ class Flight:
     pending: deque[Part] = field(default_factory=deque)
     active: dict[int, Part] = field(default_factory=dict)
     aborts: set[Abort] = field(default_factory=set)
+    hashed: int = 0
+    """Up to here it is hashed."""
     partial: Partial | None = None
     small_sink: Callable[[memoryview, int], None] | None = None
     """Where a file that fits in memory goes; it has no partial."""
     task: asyncio.Task[None] | None = None
+    level: bool = True
+    """Hashing has been level with fetching. While it makes up for what an earlier try left, it holds nothing up."""
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever ranges grew, or a part ended."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -91,6 +100,11 @@ class Flight:
         return self.origins[0]
 
     @property
+    def has_work(self) -> bool:
+        """A part that a mover should take now."""
+        return bool(self.pending) and not (self.level and self.ranges.prefix - self.hashed > LEAD_BYTES)
+
+    @property
     def done_bytes(self) -> int:
         """On disk so far, not necessarily verified."""
         if self.stage >= Stage.PUBLISHING:
@@ -99,8 +113,9 @@ class Flight:
         return min(self.size_bytes, self.ranges.total + under_way)
 
     def plan(self) -> None:
-        """Cuts what is missing into parts that suit the origin."""
+        """Cuts what is missing into parts that suit the origin; hashing begins at the beginning."""
         self.pending.clear()
+        self.hashed, self.level = 0, self.ranges.prefix == 0
         size = self.origin.part_bytes
         for start, end in self.ranges.missing(self.size_bytes):
             self.pending.extend(Part.of(position, min(position + size, end)) for position in range(start, end, size))
@@ -111,6 +126,11 @@ class Flight:
         self.fetched[self.origin.label] += end - start
         part.start = end
         self.moved.set()
+
+    def hash_reached(self, end: int) -> None:
+        """The digest covers [0, end)."""
+        self.hashed = end
+        self.level = self.level or self.ranges.prefix - end < LEAD_BYTES // 2
 
     def abort(self) -> None:
         """Ends all running fetches; what is on disk stays."""

@@ -26,7 +26,7 @@ from modelcached.sources.faults import TransientError
 from modelcached.sources.http import Abort, AbortedError
 from modelcached.sources.origin import Origin, OriginFailedError
 from modelcached.store.disk import storage_error
-from modelcached.store.partials import PartialStore
+from modelcached.store.partials import Partial, PartialStore
 from modelcached.transfer.flight import SMALL_BYTES, STEP_BYTES, Flight, Part, Stage
 from modelcached.transfer.hashing import hash_partial, matches, new_hasher
 from modelcached.transfer.pace import Cooldown, RateLimiter
@@ -35,7 +35,7 @@ from modelcached.transfer.queue import WorkQueue
 log = structlog.get_logger()
 
 _HASH_AHEAD_BYTES = 8 << 20
-_HASH_STEP_BYTES = 64 << 20
+_HASH_STEP_BYTES = 32 << 20
 _CHECKPOINT_BYTES = 256 << 20
 _CHECKPOINT_SECONDS = 10.0
 _CONTENT_TRIES = 2
@@ -111,6 +111,42 @@ class _Patience:
         if error.retry_after is not None:
             why = f"it wants no request for {error.retry_after.total_seconds():g} s, {limit}"
         return TransientError(error.reason, f"{error.message}; {why}", retry_after=error.retry_after)
+
+
+class _Flushing:
+    """Takes a flight's data to the disk while it comes, so that the last fsync finds little to do.
+
+    Beside hashing and never two at once: what was hashed is given to the disk, and now and then a checkpoint waits
+    for it, so that a power loss costs that much at most.
+    """
+
+    def __init__(self, pools: Pools, partial: Partial, reached_bytes: int) -> None:
+        self._pools = pools
+        self._partial = partial
+        self._begun = 0
+        self._checkpointed = reached_bytes
+        self._checkpointed_at = time.monotonic()
+        self._running: asyncio.Task[None] | None = None
+
+    def go_on(self, flight: Flight) -> None:
+        """Whenever something has moved. Raises OSError when the last flush failed."""
+        if self._running is not None:
+            if not self._running.done():
+                return
+            self._running.result()
+        fresh = flight.ranges.total - self._checkpointed
+        late = time.monotonic() - self._checkpointed_at > _CHECKPOINT_SECONDS
+        if fresh >= _CHECKPOINT_BYTES or (fresh and late):
+            self._checkpointed, self._checkpointed_at = flight.ranges.total, time.monotonic()
+            self._running = asyncio.create_task(self._pools.on_flush(self._partial.sync))
+        elif flight.hashed - self._begun >= _HASH_AHEAD_BYTES:
+            start, self._begun = self._begun, flight.hashed
+            self._running = asyncio.create_task(self._pools.on_flush(self._partial.begin_flush, start, self._begun))
+
+    async def ended(self) -> None:
+        """Nothing runs any more. A failed fsync condemns the file: it must not be published."""
+        if self._running is not None:
+            await self._running
 
 
 class Flights:
@@ -334,43 +370,35 @@ class Flights:
         partial = flight.partial
         assert partial is not None
         hasher = new_hasher(flight.digest, flight.size_bytes)
-        hashed = 0
         flight.plan()
         flight.stage = Stage.DOWNLOADING if flight.pending else Stage.VERIFYING
         self._wake(flight)
-        checkpoint: asyncio.Task[None] | None = None
-        checkpointed, checkpointed_at = flight.ranges.total, time.monotonic()
+        flushing = _Flushing(self._pools, partial, flight.ranges.total)
         try:
-            while hashed < flight.size_bytes:
+            while flight.hashed < flight.size_bytes:
                 if flight.failure is not None:
                     raise flight.failure
                 flight.moved.clear()
+                flushing.go_on(flight)
                 # In steps: what an earlier try left may be a hundred gigabytes, and the flight may be ended meanwhile.
-                reach = min(flight.ranges.prefix, hashed + _HASH_STEP_BYTES)
-                if reach == flight.size_bytes or reach - hashed >= _HASH_AHEAD_BYTES:
+                reach = min(flight.ranges.prefix, flight.hashed + _HASH_STEP_BYTES)
+                if reach == flight.size_bytes or reach - flight.hashed >= _HASH_AHEAD_BYTES:
                     if not flight.pending and not flight.active:
                         flight.stage = Stage.VERIFYING
-                    await self._pools.on_hash(hash_partial, partial, hasher, hashed, reach)
-                    hashed = reach
+                    await self._pools.on_hash(hash_partial, partial, hasher, flight.hashed, reach)
+                    flight.hash_reached(reach)
+                    self._wake(flight)
                     continue
-                fresh = flight.ranges.total - checkpointed
-                late = time.monotonic() - checkpointed_at > _CHECKPOINT_SECONDS
-                if (fresh >= _CHECKPOINT_BYTES or (fresh and late)) and (checkpoint is None or checkpoint.done()):
-                    if checkpoint is not None:
-                        checkpoint.result()
-                    checkpointed, checkpointed_at = flight.ranges.total, time.monotonic()
-                    checkpoint = asyncio.create_task(self._pools.on_flush(partial.sync))
                 await flight.moved.wait()
             if hasher.hexdigest() != flight.digest.hex:
                 raise ContentError(f"{flight.origin}: content differs from {flight.digest}")
         finally:
-            if flight.failure is not None or hashed < flight.size_bytes:
+            if flight.failure is not None or flight.hashed < flight.size_bytes:
                 flight.abort()
             while flight.active:
                 flight.moved.clear()
                 await flight.moved.wait()
-            if checkpoint is not None:
-                await checkpoint  # a failed fsync condemns the file: it must not be published
+            await flushing.ended()
 
     # Parts
 

@@ -25,8 +25,8 @@ class WorkQueue:
         """Fetches under way, of those origins that bound them."""
 
     def push(self, flight: Flight) -> None:
-        """The flight has parts, or its place has changed; an entry that is out of date is passed over later."""
-        if flight.pending:
+        """The flight has parts, may go on, or its place has changed; an entry that is out of date is passed over."""
+        if flight.has_work:
             heapq.heappush(self._heaps.setdefault(flight.origin.label, []), (_place(flight), flight))
 
     def pop(self) -> tuple[Flight, Part] | None:
@@ -50,7 +50,7 @@ class WorkQueue:
         heap = self._heaps[label]
         while heap:
             place, flight = heap[0]
-            if flight.pending and place == _place(flight) and flight.origin.label == label:
+            if flight.has_work and place == _place(flight) and flight.origin.label == label:
                 most = flight.origin.at_once
                 return heap[0] if most is None or self._running[label] < most else None
             heapq.heappop(heap)
