@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import queue
 import threading
 from collections.abc import Callable
@@ -102,23 +103,23 @@ class Pools:
 
     async def on_disk(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a disk thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.disk, lambda: function(*args, **kwargs))
+        return await _in_thread(self.disk, lambda: function(*args, **kwargs))
 
     async def on_hub(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a Hub thread. Put a deadline round it: the thread cannot be interrupted."""
-        return await asyncio.get_running_loop().run_in_executor(self.hub, lambda: function(*args, **kwargs))
+        return await _in_thread(self.hub, lambda: function(*args, **kwargs))
 
     async def on_hash(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a hash thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.hash, lambda: function(*args, **kwargs))
+        return await _in_thread(self.hash, lambda: function(*args, **kwargs))
 
     async def on_flush(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a flush thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.flush, lambda: function(*args, **kwargs))
+        return await _in_thread(self.flush, lambda: function(*args, **kwargs))
 
     async def on_mover(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a mover thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.movers, lambda: function(*args, **kwargs))
+        return await _in_thread(self.movers, lambda: function(*args, **kwargs))
 
     def stop(self) -> None:
         """Waits for disk and hash work, lets go of what waits on the network."""
@@ -127,3 +128,8 @@ class Pools:
             network.shutdown()
         for pool in (self.disk, self.hash, self.flush):
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def _in_thread(pool: Executor, function: Callable[[], T]) -> T:
+    """Runs it there, under the request id that the caller logs under."""
+    return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, function)

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.hub import Hub
+from tests.hub import MIB, Fault, FaultKind, Hub, Synthetic
 from tests.hub.models import sharded_llama, tiny_llama
 from tests.node import Node
+from tests.node.daemon import reference
 
 
 def test_a_cold_model_is_downloaded_once_and_then_a_hit(hub: Hub, node: Node) -> None:
@@ -83,3 +84,24 @@ def test_a_mirror_brings_the_bytes_when_the_first_endpoint_is_gone(hub: Hub, mak
     assert ready["commit"] == sha
     for name in ("model.safetensors.index.json", "config.json"):
         assert (Path(ready["path"]) / name).read_bytes() == files[name]
+
+
+def test_one_request_id_goes_from_the_client_to_the_disk(hub: Hub, make_node: Callable[..., Node]) -> None:
+    """What is done for a request says so in the log, though movers and threads serve one request after the other."""
+    node = make_node(cache={"budget": f"{15 * MIB}B"}).start()
+    for number, name in enumerate(("first", "second")):
+        files = {"config.json": f'"{name}"'.encode(), "model.safetensors": Synthetic(8 * MIB, number)}
+        hub.create_repo(f"org/{name}").commit(files)
+        hub.faults.add(
+            Fault(FaultKind.RESET, path="model.safetensors", repo=f"org/{name}", where="cdn", times=1, at_fraction=0.5)
+        )
+        with node.client() as client:
+            *_, ready = client.ensure(reference(f"org/{name}"), request_id=f"id-of-{name}")
+        with node.client() as client:
+            client.release(ready.lease.id)
+
+    def ids(event: str) -> list[str]:
+        return [line["request_id"] for line in node.log_lines(event)]
+
+    assert ids("retrying a range") == ids("ensured") == ["id-of-first", "id-of-second"]
+    assert ids("evicted") == ["id-of-second"], "the first went for it"

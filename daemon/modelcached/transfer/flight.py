@@ -7,8 +7,11 @@ import contextlib
 import enum
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
 
 from modelcached.errors import CacheError
 from modelcached.ledger.space import Reservation
@@ -93,6 +96,8 @@ class Flight:
     failure: Exception | None = None
     reservation: Reservation | None = None
     """Its own bytes, promised and not yet on the disk; given back when it has ended."""
+    log_context: Mapping[str, Any] = field(default_factory=structlog.contextvars.get_contextvars)
+    """The request that started it, for the log lines of whoever works on it."""
 
     @property
     def origin(self) -> Origin:

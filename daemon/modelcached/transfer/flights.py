@@ -6,6 +6,7 @@ The next free connection takes the part that is wanted most; see queue.py.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import math
 import os
@@ -420,7 +421,11 @@ class Flights:
         self._queue.push(flight)
         self._work.set()
         while len(self._workers) < self._limits.connections:
-            self._workers.append(asyncio.create_task(self._serve(), name=f"mover {len(self._workers)}"))
+            # They outlive the request that happens to start them: its id is not theirs.
+            worker = asyncio.create_task(
+                self._serve(), name=f"mover {len(self._workers)}", context=contextvars.Context()
+            )
+            self._workers.append(worker)
 
     async def _serve(self) -> None:
         """One connection's worth of work, for ever."""
@@ -435,7 +440,8 @@ class Flights:
             key = id(part)
             flight.active[key] = part
             try:
-                await self._fetch(flight, part)
+                with structlog.contextvars.bound_contextvars(**flight.log_context):
+                    await self._fetch(flight, part)
             except AbortedError:
                 pass
             except Exception as error:  # noqa: BLE001 - the flight's own task tells its waiters
