@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from modelcache.v1 import cache_pb2
+from modelcached.config import load
+from modelcached.main import Daemon
 
 from tests.hub import MIB, Fault, FaultKind, Hub, Synthetic
 from tests.hub.models import sharded_llama, tiny_llama
@@ -105,3 +110,33 @@ def test_one_request_id_goes_from_the_client_to_the_disk(hub: Hub, make_node: Ca
 
     assert ids("retrying a range") == ids("ensured") == ["id-of-first", "id-of-second"]
     assert ids("evicted") == ["id-of-second"], "the first went for it"
+
+
+async def test_what_only_waits_for_space_has_nothing_done(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node()
+    node.write_config()
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    daemon = Daemon(load(node.config_file))
+    await daemon.start()
+    reserving = asyncio.Event()
+    loop, seen = asyncio.get_running_loop(), list[cache_pb2.Progress]()
+
+    def ensure() -> None:
+        with node.client() as client:
+            for event in client.ensure(reference("org/tiny")):
+                if isinstance(event, cache_pb2.Progress):
+                    seen.append(event)
+                    if event.phase == cache_pb2.PHASE_RESERVING:
+                        loop.call_soon_threadsafe(reserving.set)
+
+    try:
+        async with daemon.core.admission:  # somebody is before us in the line for space
+            asking = asyncio.create_task(asyncio.to_thread(ensure))
+            await asyncio.wait_for(reserving.wait(), 30)
+        await asking
+    finally:
+        await daemon.stop()
+    waiting = [event for event in seen if event.phase == cache_pb2.PHASE_RESERVING]
+    assert {event.bytes_done for event in waiting} == {0}
+    assert all(event.bytes_total > 0 for event in waiting)
+    assert seen[-1].bytes_done == seen[-1].bytes_total

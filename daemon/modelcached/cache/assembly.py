@@ -123,6 +123,8 @@ class Assembly:
     joined: dict[Digest, Flight] = field(default_factory=dict)
     started_at: float = field(default_factory=time.monotonic)
     task: asyncio.Task[None] | None = None
+    _missing_is_known: bool = False
+    """Admitted: from then on progress is what is not missing."""
     _points: dict[SnapshotId, set[Revision]] = field(default_factory=dict)
     _work: asyncio.Task[None] | None = None
     _ended_by: CacheError | None = None
@@ -167,6 +169,8 @@ class Assembly:
     def progress(self, waiters: int) -> Progress:
         """At this moment."""
         total = sum(want.bytes_total for want in self.wants)
+        if not self._missing_is_known:
+            return Progress(self.phase, total, 0, 0, waiters, self.detail)
         missing = sum(flight.size_bytes for flight in self.joined.values())
         done = total - missing + sum(flight.done_bytes for flight in self.joined.values())
         phase = self.phase
@@ -350,6 +354,7 @@ class Assembly:
 
     def _take_off(self, reservation: Reservation) -> None:
         """Joins or starts a flight for each missing blob; small files first. One step of the event loop."""
+        self._missing_is_known = True
         for want in self.wants:
             tally = self.tallies[want.snapshot]
             repo = self.core.index.repo(want.snapshot.repo_id)
