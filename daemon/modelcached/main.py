@@ -299,7 +299,8 @@ def _parser() -> argparse.ArgumentParser:
 def _flags(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     given: dict[str, dict[str, Any]] = {}
     if arguments.cache_dir is not None:
-        given.setdefault("cache", {})["dir"] = os.path.abspath(arguments.cache_dir)
+        # Empty (an unset variable of a script) is no directory, least of all this one.
+        given.setdefault("cache", {})["dir"] = arguments.cache_dir and os.path.abspath(arguments.cache_dir)
     if arguments.budget is not None:
         given.setdefault("cache", {})["budget"] = arguments.budget
     if arguments.hub_endpoint:

@@ -306,3 +306,10 @@ def test_check_tells_each_mistake_and_exits_78(tmp_path: Path) -> None:
         "cache.budget",
         "cache.size",
     ]
+
+
+def test_an_empty_directory_is_refused_and_is_not_the_one_we_stand_in() -> None:
+    """`--cache-dir "$UNSET"` in a script."""
+    done = check("--cache-dir", "")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("modelcached: cache.dir: ")
