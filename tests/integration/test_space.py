@@ -180,8 +180,10 @@ def test_two_that_do_not_fit_together_are_not_admitted_half_way(hub: Hub, make_n
     assert hub.gate.wait_for_waiting(1)
     error = refused(node, "second")
     assert error.reason == "NO_SPACE_NOW"
+    assert "org/second@" in error.message
     assert int(error.metadata["in_flight_bytes"]) >= SIZE
-    assert hub.request_count(repo="org/second", kind="cdn") == 0
+    asked_for = {record.kind for record in hub.requests() if record.repo == "org/second"}
+    assert asked_for == {"api"}, "no file of it, however small"
     hub.gate.open()
     assert first.wait(30) == 0
     first.communicate()
@@ -255,6 +257,7 @@ async def test_a_donor_in_the_middle_of_being_linked_is_not_evicted(hub: Hub, ma
     shared = Synthetic(SIZE, 99)
     donor = hub.create_repo("org/donor").commit({"config.json": b"{}", "model.safetensors": shared})
     hub.create_repo("org/linked").commit({"config.json": b"[]", "model.safetensors": shared})
+    publish(hub, "used-later", "new")
     linking, go_on = threading.Event(), threading.Event()
 
     def stop_the_world(operation: str, path: str) -> None:
@@ -266,12 +269,15 @@ async def test_a_donor_in_the_middle_of_being_linked_is_not_evicted(hub: Hub, ma
     await daemon.start()
     try:
         await asyncio.to_thread(ensure, node, "donor")
+        await asyncio.to_thread(ensure, node, "used-later")
         await asyncio.to_thread(node.release_all)
         linked = asyncio.create_task(asyncio.to_thread(ensure, node, "linked"))
         assert await asyncio.to_thread(linking.wait, 30)
         done = await asyncio.to_thread(node.run, "cachectl", "evict", "org/donor", "--yes")
         assert (done.returncode, "held by a request under way" in done.stderr) == (75, True)
         assert node.visible("org/donor") == [donor]
+        await asyncio.to_thread(ensure, node, "new")
+        assert await asyncio.to_thread(cached, node) == {"donor", "new"}, "the least recently used was passed over"
         go_on.set()
         ready = await linked
         assert ready.models[0].bytes_linked == SIZE
