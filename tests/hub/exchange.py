@@ -125,7 +125,7 @@ class Exchange(Connection):
         piece = span or Span(0, body.size)
         length = piece.length
         if fault and kind is FaultKind.SHORT_BODY:
-            length = fault.position(length, max(length - 1, 0))
+            length = fault.position(length, max(length - 1, 0), piece.start)
         elif fault and kind is FaultKind.LONG_BODY:
             length += fault.extra_bytes
         made = {**headers, "Content-Length": str(length)}
@@ -171,7 +171,8 @@ class Exchange(Connection):
         match = _RANGE.fullmatch((self.headers.get("Range") or "").replace(" ", ""))
         if match is None:
             return target
-        return replace(target, ranged=True, range_start=int(match.group(1) or 0))
+        end = int(match.group(2)) + 1 if match.group(2) else None
+        return replace(target, ranged=True, range_start=int(match.group(1) or 0), range_end=end)
 
     def _answer_wrongly(self, fault: Fault) -> None:
         match fault.kind:
@@ -198,19 +199,19 @@ class Exchange(Connection):
             return
         match fault.kind:
             case FaultKind.WRONG_BYTES:
-                good = fault.position(length, 0)
+                good = fault.position(length, 0, piece.start)
                 self._pour(body, Span(piece.start, good))
                 self._pour(_Inverted(body), Span(piece.start + good, length - good))
             case FaultKind.FLIPPED_BYTE:
-                good = min(fault.position(length, length // 2), max(length - 1, 0))
+                good = min(fault.position(length, length // 2, piece.start), max(length - 1, 0))
                 self._pour(body, Span(piece.start, good))
                 self._pour(_Inverted(body), Span(piece.start + good, min(1, length)))
                 self._pour(body, Span(piece.start + good + 1, max(length - good - 1, 0)))
             case FaultKind.TRICKLE:
-                self._pour(body, Span(piece.start, fault.position(length, 0)))
+                self._pour(body, Span(piece.start, fault.position(length, 0, piece.start)))
                 self._trickle(body, piece, fault)
             case FaultKind.RESET | FaultKind.CLOSE | FaultKind.STALL | FaultKind.EXPIRE_URL:
-                self._pour(body, Span(piece.start, fault.position(length, length // 2)))
+                self._pour(body, Span(piece.start, fault.position(length, length // 2, piece.start)))
                 self._break_off(fault)
             case FaultKind.LONG_BODY:
                 self._pour(body, piece)
@@ -229,7 +230,7 @@ class Exchange(Connection):
             self.end_cleanly()
 
     def _trickle(self, body: Body, piece: Span, fault: Fault) -> None:
-        for offset in range(fault.position(piece.length, 0), piece.length):
+        for offset in range(fault.position(piece.length, 0, piece.start), piece.length):
             if self.site.stopping.wait(fault.seconds_per_byte) or self.client_is_gone():
                 self.close_connection = True
                 return

@@ -74,9 +74,10 @@ class Fault:
 
     `path` and `repo` are globs; for the API the path is the route's name (info, tree, refs, auth-check,
     paths-info, commits, whoami-v2; xet-read-token is a "token"). Positions (`at_byte`, or `at_fraction` in
-    0..1) count within the response's body, not within the file, save for ETAG_CHANGE. The first
-    `after_requests` matching requests pass; then it fires `times` times (None: for ever), each with
-    `probability` (seeded).
+    0..1) count within the response's body, not within the file, save for ETAG_CHANGE; `at_file_byte` is a
+    position within the file, and concerns only answers that hold that byte (TRICKLE: or later ones). The first
+    `after_requests` matching requests pass, and all until the fault `after` has fired; then it fires `times`
+    times (None: for ever), each with `probability` (seeded).
     """
 
     kind: FaultKind
@@ -86,10 +87,12 @@ class Fault:
     method: str | None = None
     times: int | None = None
     after_requests: int = 0
+    after: Fault | None = None
     probability: float = 1.0
     seed: int = 0
     at_byte: int | None = None
     at_fraction: float | None = None
+    at_file_byte: int | None = None
     status: int = 503
     retry_after: float | None = None
     rate_limit_reset: int | None = None
@@ -107,10 +110,12 @@ class Fault:
 
     @property
     def has_position(self) -> bool:
-        return self.at_byte is not None or self.at_fraction is not None
+        return any(at is not None for at in (self.at_byte, self.at_fraction, self.at_file_byte))
 
-    def position(self, length: int, default: int) -> int:
-        """The byte of a body of `length` bytes at which it acts, clipped to the body."""
+    def position(self, length: int, default: int, start: int = 0) -> int:
+        """The byte of a body of `length` bytes, the file's from `start` on, at which it acts, clipped to the body."""
+        if self.at_file_byte is not None:
+            return min(max(self.at_file_byte - start, 0), length)
         if self.at_byte is not None:
             return min(self.at_byte, length)
         return int(length * self.at_fraction) if self.at_fraction is not None else min(default, length)
@@ -128,6 +133,8 @@ class Fault:
             return False
         if not (fnmatchcase(request.path, self.path) and fnmatchcase(request.repo, self.repo)):
             return False
+        if self.at_file_byte is not None and not request.holds(self.at_file_byte):
+            return self.kind is FaultKind.TRICKLE and request.range_start > self.at_file_byte
         if self.kind is FaultKind.ETAG_CHANGE and self.at_byte is not None:
             return request.range_start >= self.at_byte
         if self.kind is FaultKind.EXPIRE_URL:
@@ -145,6 +152,12 @@ class FaultTarget:
     path: str
     ranged: bool = False
     range_start: int = 0
+    range_end: int | None = None
+    """The first byte that is not asked for; None: the file's end."""
+
+    def holds(self, file_byte: int) -> bool:
+        """Whether the answer is to hold that byte of the file."""
+        return self.range_start <= file_byte and (self.range_end is None or file_byte < self.range_end)
 
 
 class FaultBoard:
@@ -177,6 +190,8 @@ class FaultBoard:
         with self._lock:
             for fault in self._faults:
                 if fault.moment is not moment or not fault.matches(target):
+                    continue
+                if fault.after is not None and fault.after.fired == 0:
                     continue
                 fault.seen += 1
                 if fault.seen <= fault.after_requests or (fault.times is not None and fault.fired >= fault.times):

@@ -73,6 +73,14 @@ def test_after_requests_times_and_probability_count(hub: Hub, small: str) -> Non
     assert 0 < failures == sometimes.fired < 30
 
 
+def test_a_fault_may_wait_for_another(hub: Hub, model: str, small: str) -> None:
+    first = hub.faults.add(Fault(FaultKind.STATUS, where="cdn", status=501))
+    second = hub.faults.add(Fault(FaultKind.STATUS, where="resolve", status=502, after=first, times=1))
+    assert call(small).status == 200
+    assert second.seen == 0
+    assert [call(model).status, call(small).status, call(small).status] == [501, 502, 200]
+
+
 @pytest.mark.parametrize("kind", [FaultKind.RESET, FaultKind.CLOSE])
 def test_an_end_before_the_headers(hub: Hub, model: str, small: str, kind: FaultKind) -> None:
     hub.faults.add(Fault(kind))
@@ -95,6 +103,14 @@ def test_a_close_in_mid_body_comes_at_the_byte_given(hub: Hub, model: str) -> No
     hub.faults.add(Fault(FaultKind.CLOSE, where="cdn", at_byte=1234, times=1))
     reply = call(model)
     assert (reply.status, reply.body, reply.error) == (200, CONTENT[:1234], http.client.IncompleteRead)
+
+
+def test_a_byte_of_the_file_is_met_by_the_range_that_holds_it(hub: Hub, model: str) -> None:
+    fault = hub.faults.add(Fault(FaultKind.CLOSE, where="cdn", at_file_byte=1500))
+    for span, got in (((0, 1499), 1500), ((1000, 1999), 500), ((1500, 1999), 0), ((1501, 1999), 499)):
+        reply = call(model, Range=f"bytes={span[0]}-{span[1]}")
+        assert reply.body == CONTENT[span[0] : span[0] + got]
+    assert fault.fired == 2
 
 
 @pytest.mark.parametrize(("kind", "sent"), [(FaultKind.SILENT, None), (FaultKind.STALL, 50_000)])
