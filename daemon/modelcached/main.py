@@ -139,6 +139,7 @@ class Daemon:
         self._loop_task(loops.LEASE_SECONDS, "leases", keeper.look)
         self._loop_task(loops.LEFTOVER_SECONDS, "leftovers", lambda: loops.sweep_leftovers(self.core))
         self._loop_task(loops.WATERMARK_SECONDS, "watermarks", lambda: loops.keep_watermarks(self.core))
+        self._loop_task(loops.STALL_SECONDS, "stalls", lambda: loops.end_stalls(self.source))
         self._loop_task(loops.IDLE_SECONDS, "connections", lambda: loops.close_idle(self.source))
         if (seconds := systemd.watchdog_seconds()) is not None:
 

@@ -199,7 +199,7 @@ TABLE: tuple[Row, ...] = (
         "accepts and stays silent, at the CDN",
         Reason.UPSTREAM_STALLED,
         8.5,
-        9,
+        11,
         (Fault(FaultKind.SILENT, where="cdn"),),
         says=(_FILE, "within 2 s (transfer.stall_timeout)", _LIMIT),
     ),

@@ -19,8 +19,8 @@ import pytest
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Algorithm, Digest, RepoId
 from modelcached.pools import Pools
+from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
-from modelcached.sources.http import Abort, AbortedError
 from modelcached.sources.origin import RANGE_BYTES, OriginFailedError, Sink
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout

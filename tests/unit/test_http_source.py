@@ -12,8 +12,9 @@ import psutil
 import pytest
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Algorithm, Commit, Digest, FileEntry, RepoId
+from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
-from modelcached.sources.http import Abort, AbortedError, HttpSource, RemoteFile
+from modelcached.sources.http import HttpSource, RemoteFile
 
 from tests.hub import KIB, MIB, Fault, FaultKind, Hub, Synthetic
 
@@ -102,6 +103,46 @@ def test_a_connection_that_the_server_closed_while_idle_is_no_failure(hub: Hub, 
     hub.refuse(True)
     hub.refuse(False)
     assert fetch(source, remote(hub, SMALL)) == CONTENT[SMALL]
+
+
+@pytest.mark.parametrize("after", [0, MIB], ids=["from the first byte", "in mid-body"])
+def test_a_trickle_is_a_stall_and_what_it_brought_counts(hub: Hub, source: HttpSource, after: int) -> None:
+    hub.faults.add(Fault(FaultKind.TRICKLE, where="cdn", at_byte=after, seconds_per_byte=0.1))
+    got, ended = bytearray(), threading.Event()
+    looking = threading.Thread(target=lambda: [source.stalls.look() for _ in iter(lambda: ended.wait(0.2), True)])
+    looking.start()
+    try:
+        with pytest.raises(TransientError, match="less than 4096 bytes a second for 1 s") as caught:
+            source.fetch(remote(hub, LARGE), 0, SIZE, lambda view, _offset: got.extend(view), Abort())
+    finally:
+        ended.set()
+        looking.join()
+    assert caught.value.reason is Reason.UPSTREAM_STALLED
+    assert after < len(got) < after + 100
+    assert got == CONTENT[LARGE][: len(got)]
+
+
+def test_a_redirect_to_a_host_that_is_dead_is_asked_for_anew(hub: Hub, source: HttpSource) -> None:
+    file = remote(hub, LARGE)
+    dead = {"Location": "http://cdn.invalid/model"}
+    hub.faults.add(Fault(FaultKind.STATUS, where="resolve", status=302, headers=dead, times=1))
+    with pytest.raises(TransientError, match="not known"):
+        fetch(source, file)
+    assert fetch(source, file) == CONTENT[LARGE]
+
+
+def test_another_etag_is_told_once_and_then_taken(hub: Hub, source: HttpSource) -> None:
+    file = remote(hub, LARGE)
+    fetch(source, file, 0, 10)
+    hub.faults.add(Fault(FaultKind.ETAG_CHANGE, where="cdn"))
+    with pytest.raises(TransientError, match="changed upstream in mid-transfer") as caught:
+        fetch(source, file, 10, 20)
+    assert caught.value.reason is Reason.UPSTREAM_UNAVAILABLE
+    assert hub.request_count(kind="resolve") == 1
+    assert fetch(source, file, 10, 20) == CONTENT[LARGE][10:20]
+    assert hub.request_count(kind="resolve") == 2, "by a fresh address"
+    hub.faults.clear()
+    assert fetch(source, file, 20, 30) == CONTENT[LARGE][20:30]
 
 
 def test_a_stall_on_a_kept_connection_is_waited_for_once(hub: Hub, source: HttpSource) -> None:

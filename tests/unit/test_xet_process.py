@@ -12,8 +12,9 @@ import psutil
 import pytest
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Algorithm, Commit, Digest, FileEntry, RepoId
+from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
-from modelcached.sources.http import Abort, AbortedError, RemoteFile
+from modelcached.sources.http import RemoteFile
 from modelcached.sources.hub import XetToken
 from modelcached.sources.origin import OriginFailedError
 from modelcached.sources.xet import MIN_BYTES, XetOrigin, XetSource

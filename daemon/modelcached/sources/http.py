@@ -11,7 +11,6 @@ Blocking: call it from a mover thread.
 from __future__ import annotations
 
 import http.client
-import socket
 import ssl
 import threading
 import time
@@ -22,6 +21,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, FileEntry, RepoId
+from modelcached.sources.abort import FLOOR_BYTES_PER_SECOND, Abort, AbortedError, StallWatch
 from modelcached.sources.faults import TransientError, retry_after
 
 CHUNK_BYTES = 256 << 10
@@ -57,55 +57,17 @@ class RemoteFile:
         return f"{self.repo_id}@{self.commit[:12]}/{self.entry.path}"
 
 
-class Abort:
-    """Ends a running fetch from another thread: sets a mark and wakes the socket."""
-
-    def __init__(self) -> None:
-        self._set = threading.Event()
-        self._socket: socket.socket | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def is_set(self) -> bool:
-        """The fetch is to end."""
-        return self._set.is_set()
-
-    def wait(self, seconds: float) -> bool:
-        """A pause that ends with the fetch; whether it has ended."""
-        return self._set.wait(seconds)
-
-    def attach(self, connected: socket.socket | None) -> None:
-        """The socket that the fetch now waits on."""
-        with self._lock:
-            self._socket = connected
-        if self._set.is_set():
-            self.set()
-
-    def set(self) -> None:
-        """Ends the fetch."""
-        self._set.set()
-        with self._lock:
-            if self._socket is not None:
-                try:
-                    self._socket.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    return
-
-
-class AbortedError(Exception):
-    """The fetch was ended by its own side."""
-
-
 class HttpSource:
     """Ranges of files from an endpoint and wherever it sends us. Thread-safe."""
 
     def __init__(self, *, stall_timeout_seconds: float, user_agent: str) -> None:
         self._timeout = stall_timeout_seconds
+        self.stalls = StallWatch(stall_timeout_seconds)
         self._user_agent = user_agent
         self._tls = ssl.create_default_context()
         self._idle: dict[tuple[str, str], list[tuple[float, http.client.HTTPConnection]]] = {}
         self._locations: dict[RemoteFile, str] = {}
-        self._etags: dict[RemoteFile, str] = {}
+        self._etags: dict[RemoteFile, set[str]] = {}
         self._lock = threading.Lock()
 
     def fetch(
@@ -115,23 +77,28 @@ class HttpSource:
 
         Raises TransientError where another try may help, CacheError where none does, AbortedError.
         """
-        try:
-            connection, response, url = self._open(file, start, end, abort)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            # ValueError: an address in a redirect that is none.
-            raise self._transient(error, file, abort) from error
-        reusable = False
-        try:
-            self._receive(response, start, end, sink, abort, file)
-            reusable = response.isclosed() and not response.will_close
-        except (OSError, http.client.HTTPException) as error:
-            raise self._transient(error, file, abort) from error
-        finally:
-            abort.attach(None)
-            if reusable:
-                self._keep(connection, url)
-            else:
-                connection.close()
+        with self.stalls.over(abort):
+            try:
+                connection, response, url = self._open(file, start, end, abort)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                # ValueError: an address in a redirect that is none.
+                raise self._transient(error, file, abort) from error
+            reusable = False
+            try:
+                self._receive(response, start, end, sink, abort, file)
+                reusable = response.isclosed() and not response.will_close
+            except TransientError as error:
+                if abort.stalled:  # which reads like an early end
+                    raise self._transient(error, file, abort) from error
+                raise
+            except (OSError, http.client.HTTPException) as error:
+                raise self._transient(error, file, abort) from error
+            finally:
+                abort.attach(None)
+                if reusable:
+                    self._keep(connection, url)
+                else:
+                    connection.close()
 
     def forget(self, file: RemoteFile) -> None:
         """The file is done, or its content was wrong: what was learnt about it is void."""
@@ -160,7 +127,11 @@ class HttpSource:
         with self._lock:
             url = self._locations.get(file, file.url)
         for _ in range(_MAX_REDIRECTS):
-            connection, response = self._request(url, file, start, end, abort)
+            try:
+                connection, response = self._request(url, file, start, end, abort)
+            except (OSError, http.client.HTTPException, ValueError):
+                self._leave(file, url)
+                raise
             if response.status in _REDIRECTS:
                 location = response.headers.get("Location", "")
                 self._finish(connection, response, url, abort)
@@ -178,6 +149,12 @@ class HttpSource:
                 raise
             return connection, response, url
         raise TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file} is redirected more than {_MAX_REDIRECTS} times")
+
+    def _leave(self, file: RemoteFile, url: str) -> None:
+        """Nobody answers there: the next try asks the endpoint, which may send us elsewhere."""
+        with self._lock:
+            if self._locations.get(file) == url:
+                del self._locations[file]
 
     def _finish(
         self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, url: str, abort: Abort
@@ -218,7 +195,7 @@ class HttpSource:
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 abort.attach(None)
-                if not reused or abort.is_set or isinstance(error, TimeoutError):
+                if not reused or abort.is_set or abort.stalled or isinstance(error, TimeoutError):
                     raise
                 # The server closed it while it lay idle: that is no failure of this request.
                 connection, reused = self._new_connection(parts.scheme, parts.netloc), False
@@ -251,14 +228,26 @@ class HttpSource:
                 )
         else:
             raise self._refused(response, file, url)
-        etag = response.headers.get("ETag")
-        if etag is not None:
-            with self._lock:
-                known = self._etags.setdefault(file, etag)
-            if known != etag:
-                raise TransientError(
-                    Reason.DIGEST_MISMATCH, f"{file} changed upstream in mid-transfer (ETag {known} became {etag})"
-                )
+        self._check_version(response.headers.get("ETag"), file)
+
+    def _check_version(self, etag: str | None, file: RemoteFile) -> None:
+        """Another ETag than before is asked about once more, by a fresh address, and then taken.
+
+        A mirror's replicas each have ETags of their own, one server of a CDN may be stale: whether the bytes are
+        right is the digest's to say. To begin anew for an ETag would cost what is there for nothing.
+        """
+        if etag is None:
+            return
+        with self._lock:
+            known = self._etags.setdefault(file, {etag})
+            if etag in known:
+                return
+            before = next(iter(known))
+            known.add(etag)
+            self._locations.pop(file, None)
+        raise TransientError(
+            Reason.UPSTREAM_UNAVAILABLE, f"{file} changed upstream in mid-transfer (ETag {before} became {etag})"
+        )
 
     def _refused(self, response: http.client.HTTPResponse, file: RemoteFile, url: str) -> CacheError | TransientError:
         status = response.status
@@ -315,6 +304,12 @@ class HttpSource:
     def _transient(self, error: Exception, file: RemoteFile, abort: Abort) -> Exception:
         if abort.is_set:
             return AbortedError()
+        if abort.stalled:
+            why = (
+                f"{file}: upstream sent less than {FLOOR_BYTES_PER_SECOND} bytes a second "
+                f"for {self._timeout:g} s (transfer.stall_timeout)"
+            )
+            return TransientError(Reason.UPSTREAM_STALLED, why)
         if isinstance(error, TimeoutError):
             why = f"{file}: upstream sent nothing within {self._timeout:g} s (transfer.stall_timeout)"
             return TransientError(Reason.UPSTREAM_STALLED, why)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modelcached.errors import Reason
+from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
-from modelcached.sources.http import CHUNK_BYTES, Abort, AbortedError, HttpSource, RemoteFile
+from modelcached.sources.http import CHUNK_BYTES, HttpSource, RemoteFile
 
 Sink = Callable[[memoryview, int], None]
 

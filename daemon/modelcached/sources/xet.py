@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from modelcached.errors import CacheError, Reason
+from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
-from modelcached.sources.http import Abort, AbortedError, RemoteFile
+from modelcached.sources.http import RemoteFile
 from modelcached.sources.hub import HubApi, XetToken
 from modelcached.sources.origin import OriginFailedError, Sink
 from modelcached.sources.xet_process import Child, EndedError, NoProcessError, started

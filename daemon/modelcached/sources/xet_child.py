@@ -28,14 +28,14 @@ import tempfile
 import threading
 from typing import Any
 
+from modelcached.sources.tcp import bytes_received
+
 FRAME = struct.Struct("<QI")
 STDERR_BYTES = 64 << 10
 """What is kept of stderr, which lies in memory."""
 
 _MEMORY = "/dev/shm"  # noqa: S108 - a private directory is made in it
 _PR_SET_PDEATHSIG = 1
-_BYTES_RECEIVED = struct.Struct("=128xQ")
-"""tcpi_bytes_received in struct tcp_info (linux/tcp.h, since 4.1)."""
 
 
 def main() -> None:
@@ -113,8 +113,7 @@ def _received() -> dict[int, int]:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as own:
             if own.family in (socket.AF_INET, socket.AF_INET6):
-                info = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
-                found[os.fstat(own.fileno()).st_ino] = _BYTES_RECEIVED.unpack(info)[0]
+                found[os.fstat(own.fileno()).st_ino] = bytes_received(own)
     return found
 
 

@@ -16,7 +16,7 @@ import structlog
 from modelcached.errors import CacheError
 from modelcached.ledger.space import Reservation
 from modelcached.model import Digest, RepoId
-from modelcached.sources.http import Abort
+from modelcached.sources.abort import Abort
 from modelcached.sources.origin import Origin
 from modelcached.store.journal import Ranges
 from modelcached.store.partials import Partial

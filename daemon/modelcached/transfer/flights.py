@@ -23,8 +23,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Digest, RepoId
 from modelcached.pools import Pools
+from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
-from modelcached.sources.http import Abort, AbortedError
 from modelcached.sources.origin import Origin, OriginFailedError
 from modelcached.store.disk import storage_error
 from modelcached.store.partials import Partial, PartialStore
@@ -44,6 +44,8 @@ _CONTENT_TRIES = 2
 _ELSEWHERE_SECONDS = 20.0
 """How long an origin is tried for without progress when there is another."""
 _STOP_SECONDS = 5.0
+_PROGRESS_BYTES = 64 << 10
+"""Less is none: a peer that brings a byte a try is not to be tried for ever."""
 _FIRST_BACKOFF_SECONDS = 0.25
 _MOST_BACKOFF_SECONDS = 15.0
 
@@ -90,7 +92,7 @@ class _Patience:
 
     def failed(self, error: TransientError) -> None:
         """One try more without an end."""
-        if self._part.start > self._reached:
+        if self._part.start - self._reached >= _PROGRESS_BYTES:
             self._reached, self._since, self._failures = self._part.start, time.monotonic(), 0
         if error.retry_after is not None:
             self.pause = error.retry_after.total_seconds()

@@ -22,6 +22,7 @@ LEASE_SECONDS = 2.0
 """A pod's lease ends after two looks without its directory: within 10 s of its going."""
 LEFTOVER_SECONDS = 60.0
 WATERMARK_SECONDS = 5.0
+STALL_SECONDS = 1.0
 IDLE_SECONDS = 10.0
 """A connection that was not used for so long is closed."""
 
@@ -43,6 +44,11 @@ async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]], 
 async def close_idle(source: HttpSource) -> None:
     """Gives back connections to upstream that no transfer uses any more."""
     source.close(idle_seconds=IDLE_SECONDS)
+
+
+async def end_stalls(source: HttpSource) -> None:
+    """Ends fetches that bring next to nothing."""
+    source.stalls.look()
 
 
 class LeaseKeeper:
