@@ -186,6 +186,8 @@ class HubSection(_Section):
     """The Hub, or mirrors that speak its protocol; tried in order."""
     token_file: OptionalPath = None
     """Read anew for each use; its content goes to the first endpoint's host and nowhere else."""
+    ca_file: OptionalPath = None
+    """Authorities (PEM) that are believed beside the system's: a mirror's, or those of a proxy that looks into TLS."""
     resolve_ttl: Duration = timedelta(minutes=5)
     """How long a branch's commit is believed without asking again."""
     timeout: Timeout = timedelta(seconds=30)
@@ -239,7 +241,7 @@ class TransferSection(_Section):
     rate_limit: ByteRate = 0
     """Bytes a second, all models together; 0 is no limit."""
     stall_timeout: Timeout = timedelta(seconds=30)
-    """A connection that is silent for this long is dropped and its range asked for again."""
+    """A connection that is silent for so long, or brings less than 4 KiB/s, is dropped, its range asked for again."""
     retry_timeout: Timeout = timedelta(minutes=10)
     """A range that makes no progress for this long, over all retries, fails its request."""
     xet: bool = True

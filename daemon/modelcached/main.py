@@ -36,6 +36,7 @@ from modelcached.pools import Pools
 from modelcached.service.server import Server
 from modelcached.sources.http import HttpSource
 from modelcached.sources.hub import HubApi
+from modelcached.sources.network import Network
 from modelcached.sources.upstream import Upstream
 from modelcached.sources.xet import XetSource
 from modelcached.store.disk import Disk
@@ -60,10 +61,11 @@ SCRAPE_SECONDS = 10.0
 
 
 class Daemon:
-    """All parts of one daemon, wired."""
+    """All parts of one daemon, wired. Raises ConfigError."""
 
     def __init__(self, config: Config, disk: Disk | None = None) -> None:
         self.config = config
+        self.network = Network.of(config.hub.ca_file, os.environ)
         self.disk = disk or Disk()
         self.layout = Layout(str(config.cache.dir))
         self.lock = OwnerLock(self.layout)
@@ -98,6 +100,7 @@ class Daemon:
             config, self.layout, self.disk, self.pools, self.database, use, self.clock, self.metrics.observe
         )
         self.source = HttpSource(
+            network=self.network,
             stall_timeout_seconds=config.transfer.stall_timeout.total_seconds(),
             user_agent=f"modelcached/{__version__}",
         )
@@ -111,12 +114,14 @@ class Daemon:
             ended=self._flown,
         )
         apis = [
-            HubApi(endpoint, version=__version__, max_files=config.hub.max_files) for endpoint in config.hub.endpoints
+            HubApi(endpoint, network=self.network, version=__version__, max_files=config.hub.max_files)
+            for endpoint in config.hub.endpoints
         ]
         self.xet = XetSource(
             apis,
             stall_timeout_seconds=config.transfer.stall_timeout.total_seconds(),
             enabled=config.transfer.xet,
+            ca_file=config.hub.ca_file,
         )
         self.catalog = Catalog(
             apis=apis,
@@ -315,6 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _flags(given)
     try:
         config = load(given.config, flags)
+        Network.of(config.hub.ca_file, os.environ)
     except ConfigError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"modelcached: {line}\n")

@@ -30,11 +30,12 @@ GIB = 1024 * MIB
 
 
 class Hub:
-    """A Hub on three ports of 127.0.0.1, speaking what huggingface_hub 2.4 and hf_xet 1.8 call.
+    """A Hub on three ports of `host`, an address, speaking what huggingface_hub 2.4 and hf_xet 1.8 call.
 
     `xet` puts every LFS file into the Xet store too. `port` and `cdn_port` 0 let the system choose; they are
     known before `start`. `page_size` is the number of tree entries per page, `url_lifetime` how long a signed
     CDN URL is good, `rate` bytes per second over all bodies together (None: as fast as the machine).
+    Where something stands before the Hub (tls.py, proxy.py), set the endpoints that it names to those.
     """
 
     def __init__(
@@ -62,9 +63,9 @@ class Hub:
         self._front = Listener(host, port, self._connection(FrontExchange), "test-hub")
         self._cdn = Listener(host, cdn_port, self._connection(CdnExchange), "test-hub-cdn")
         self._store = Listener(host, 0, self._connection(CasExchange), "test-hub-cas")
-        self.endpoint = f"http://{self._front.host}:{self._front.port}"
-        self.cdn_endpoint = f"http://{self._cdn.host}:{self._cdn.port}"
-        self.cas_endpoint = f"http://{self._store.host}:{self._store.port}"
+        self.endpoint = self._front.endpoint
+        self.cdn_endpoint = self._cdn.endpoint
+        self.cas_endpoint = self._store.endpoint
         self._directory = Path(tempfile.mkdtemp(prefix="test-hub-"))
         self.bodies = BodyStore(self._directory)
         self.cas = Cas(self._directory)

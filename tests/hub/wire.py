@@ -33,6 +33,7 @@ class Listener:
         self._name = name
         self._guard = _bound(host, port)
         self.host, self.port = self._guard.getsockname()[:2]
+        self.endpoint = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
         self._lock = threading.Lock()
         self._listening: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
@@ -98,7 +99,7 @@ class Listener:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))

@@ -16,7 +16,7 @@ from modelcached.config import RELOADABLE, Config, ConfigError, changed_keys, lo
 
 KEYS: dict[str, set[str]] = {
     "cache": {"dir", "budget", "min_free", "high_watermark", "low_watermark", "partial_ttl"},
-    "hub": {"endpoints", "token_file", "resolve_ttl", "timeout", "max_files"},
+    "hub": {"endpoints", "token_file", "ca_file", "resolve_ttl", "timeout", "max_files"},
     "server": {
         "cache_socket",
         "admin_socket",
@@ -41,6 +41,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "cache.partial_ttl": ('"90m"', "5400s"),
     "hub.endpoints": ('["https://mirror.example", "http://hub.example:8080/path"]', None),
     "hub.token_file": ('"/run/secrets/token"', "/run/secrets/token"),
+    "hub.ca_file": ('"/etc/ssl/corporate.pem"', "/etc/ssl/corporate.pem"),
     "hub.resolve_ttl": ('"0s"', "0s"),
     "hub.timeout": ('"1.5s"', "1.5s"),
     "hub.max_files": ("10", 10),
@@ -76,6 +77,7 @@ BAD: dict[str, list[str]] = {
     "cache.partial_ttl": ['"24"', "24", '"one day"', '"999999999999d"'],
     "hub.endpoints": ["[]", '["ftp://x"]', '["https://user:password@x"]', '["no-scheme"]', '["https://x?q"]', "7"],
     "hub.token_file": ['"relative/token"', "7"],
+    "hub.ca_file": ['"corporate.pem"', "true"],
     "hub.resolve_ttl": ['"5"', "300"],
     "hub.timeout": ['"0s"', "30"],
     "hub.max_files": ["0", '"many"', "-1"],

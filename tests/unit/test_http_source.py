@@ -15,6 +15,7 @@ from modelcached.model import Algorithm, Commit, Digest, FileEntry, RepoId
 from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
 from modelcached.sources.http import HttpSource, RemoteFile
+from modelcached.sources.network import Network
 
 from tests.hub import KIB, MIB, Fault, FaultKind, Hub, Synthetic
 
@@ -33,7 +34,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def source() -> Iterator[HttpSource]:
-    made = HttpSource(stall_timeout_seconds=1.0, user_agent="test")
+    made = HttpSource(network=Network.of(None, {}), stall_timeout_seconds=1.0, user_agent="test")
     yield made
     made.close()
 
@@ -157,9 +158,9 @@ def test_a_stall_on_a_kept_connection_is_waited_for_once(hub: Hub, source: HttpS
 
 
 def test_idle_connections_are_given_back(hub: Hub, source: HttpSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelcached.sources.http.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("modelcached.sources.connections.time.monotonic", lambda: 100.0)
     fetch(source, remote(hub, LARGE))
-    monkeypatch.setattr("modelcached.sources.http.time.monotonic", lambda: 115.0)
+    monkeypatch.setattr("modelcached.sources.connections.time.monotonic", lambda: 115.0)
     fetch(source, remote(hub, SMALL))
     assert {port for _, port in map(address_of, idle(source))} == {hub_port(hub.endpoint), hub_port(hub.cdn_endpoint)}
     source.close(idle_seconds=10.0)
@@ -171,7 +172,7 @@ def test_idle_connections_are_given_back(hub: Hub, source: HttpSource, monkeypat
 
 
 def idle(source: HttpSource) -> list[socket.socket]:
-    return [c.sock for entries in source._idle.values() for _, c in entries if c.sock is not None]
+    return [c.sock for entries in source._connections._idle.values() for _, c in entries if c.sock is not None]
 
 
 def address_of(connected: socket.socket) -> tuple[str, int]:
@@ -185,7 +186,7 @@ def hub_port(address: str) -> int:
 
 @pytest.mark.parametrize("fault", [FaultKind.SILENT, FaultKind.STALL], ids=str)
 def test_an_abort_ends_a_wait_at_once_and_leaves_no_socket(hub: Hub, fault: FaultKind) -> None:
-    source = HttpSource(stall_timeout_seconds=60, user_agent="test")
+    source = HttpSource(network=Network.of(None, {}), stall_timeout_seconds=60, user_agent="test")
     switched = hub.faults.add(Fault(fault, where="cdn"))
     abort = Abort()
     with ThreadPoolExecutor(1) as threads:

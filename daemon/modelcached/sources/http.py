@@ -11,10 +11,7 @@ Blocking: call it from a mover thread.
 from __future__ import annotations
 
 import http.client
-import ssl
 import threading
-import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote, urljoin, urlsplit
@@ -22,11 +19,12 @@ from urllib.parse import quote, urljoin, urlsplit
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, FileEntry, RepoId
 from modelcached.sources.abort import FLOOR_BYTES_PER_SECOND, Abort, AbortedError, StallWatch
+from modelcached.sources.connections import Connection, Connections
 from modelcached.sources.faults import TransientError, retry_after
+from modelcached.sources.network import Network
 
 CHUNK_BYTES = 256 << 10
 _MAX_REDIRECTS = 5
-_MAX_IDLE_PER_HOST = 64
 _MAX_REDIRECT_BODY_BYTES = 64 << 10
 """A redirect says where to go; one that says more is not read to its end, its connection not used again."""
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -60,12 +58,11 @@ class RemoteFile:
 class HttpSource:
     """Ranges of files from an endpoint and wherever it sends us. Thread-safe."""
 
-    def __init__(self, *, stall_timeout_seconds: float, user_agent: str) -> None:
+    def __init__(self, *, network: Network, stall_timeout_seconds: float, user_agent: str) -> None:
         self._timeout = stall_timeout_seconds
         self.stalls = StallWatch(stall_timeout_seconds)
         self._user_agent = user_agent
-        self._tls = ssl.create_default_context()
-        self._idle: dict[tuple[str, str], list[tuple[float, http.client.HTTPConnection]]] = {}
+        self._connections = Connections(network, stall_timeout_seconds)
         self._locations: dict[RemoteFile, str] = {}
         self._etags: dict[RemoteFile, set[str]] = {}
         self._lock = threading.Lock()
@@ -96,7 +93,7 @@ class HttpSource:
             finally:
                 abort.attach(None)
                 if reusable:
-                    self._keep(connection, url)
+                    self._connections.keep(connection, url)
                 else:
                     connection.close()
 
@@ -107,23 +104,14 @@ class HttpSource:
             self._etags.pop(file, None)
 
     def close(self, *, idle_seconds: float = 0.0) -> None:
-        """Closes the connections that nobody has used for so long; those that servers closed would pile up."""
-        before = time.monotonic() - idle_seconds
-        with self._lock:
-            idle, self._idle = self._idle, {}
-            for key, connections in idle.items():
-                if kept := [entry for entry in connections if entry[0] > before]:
-                    self._idle[key] = kept
-        for connections in idle.values():
-            for kept_at, connection in connections:
-                if kept_at <= before:
-                    connection.close()
+        """Closes the connections that nobody has used for so long."""
+        self._connections.close(idle_seconds=idle_seconds)
 
     # One request
 
     def _open(
         self, file: RemoteFile, start: int, end: int, abort: Abort
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse, str]:
+    ) -> tuple[Connection, http.client.HTTPResponse, str]:
         with self._lock:
             url = self._locations.get(file, file.url)
         for _ in range(_MAX_REDIRECTS):
@@ -156,9 +144,7 @@ class HttpSource:
             if self._locations.get(file) == url:
                 del self._locations[file]
 
-    def _finish(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, url: str, abort: Abort
-    ) -> None:
+    def _finish(self, connection: Connection, response: http.client.HTTPResponse, url: str, abort: Abort) -> None:
         """A redirect is read; its connection is no longer this fetch's, so its abort must not reach it."""
         reusable = False
         try:
@@ -168,13 +154,13 @@ class HttpSource:
         finally:
             abort.attach(None)
             if reusable:
-                self._keep(connection, url)
+                self._connections.keep(connection, url)
             else:
                 connection.close()
 
     def _request(
         self, url: str, file: RemoteFile, start: int, end: int, abort: Abort
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    ) -> tuple[Connection, http.client.HTTPResponse]:
         parts = urlsplit(url)
         headers = {"User-Agent": self._user_agent, "Accept-Encoding": "identity"}
         if file.entry.size_bytes:
@@ -182,7 +168,7 @@ class HttpSource:
         if file.token and (parts.scheme, parts.netloc) == urlsplit(file.endpoint)[:2]:
             headers["Authorization"] = f"Bearer {file.token}"
         target = parts.path + (f"?{parts.query}" if parts.query else "")
-        connection, reused = self._connection(parts.scheme, parts.netloc)
+        connection, reused = self._connections.take(parts.scheme, parts.netloc)
         while True:
             try:
                 if connection.sock is None:
@@ -190,7 +176,7 @@ class HttpSource:
                 abort.attach(connection.sock)
                 if abort.is_set:
                     raise AbortedError
-                connection.request("GET", target, headers=headers)
+                connection.get(target, headers)
                 return connection, connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
@@ -198,7 +184,7 @@ class HttpSource:
                 if not reused or abort.is_set or abort.stalled or isinstance(error, TimeoutError):
                     raise
                 # The server closed it while it lay idle: that is no failure of this request.
-                connection, reused = self._new_connection(parts.scheme, parts.netloc), False
+                connection, reused = self._connections.new(parts.scheme, parts.netloc), False
             except BaseException:
                 connection.close()
                 abort.attach(None)
@@ -314,36 +300,3 @@ class HttpSource:
             why = f"{file}: upstream sent nothing within {self._timeout:g} s (transfer.stall_timeout)"
             return TransientError(Reason.UPSTREAM_STALLED, why)
         return TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file}: {str(error) or type(error).__name__}")
-
-    # Connections
-
-    def _connection(self, scheme: str, netloc: str) -> tuple[http.client.HTTPConnection, bool]:
-        with self._lock:
-            idle = self._idle.get((scheme, netloc))
-            if idle:
-                return idle.pop()[1], True
-        return self._new_connection(scheme, netloc), False
-
-    def _new_connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
-        proxy = urllib.request.getproxies().get(scheme)
-        host = urlsplit(f"//{netloc}").hostname or ""
-        if proxy and not urllib.request.proxy_bypass(host):
-            via = urlsplit(proxy).netloc or proxy
-            connection = self._bare_connection(scheme, via)
-            connection.set_tunnel(host, urlsplit(f"//{netloc}").port or (443 if scheme == "https" else 80))
-        else:
-            connection = self._bare_connection(scheme, netloc)
-        return connection
-
-    def _bare_connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
-        if scheme == "https":
-            return http.client.HTTPSConnection(netloc, timeout=self._timeout, context=self._tls)
-        return http.client.HTTPConnection(netloc, timeout=self._timeout)
-
-    def _keep(self, connection: http.client.HTTPConnection, url: str) -> None:
-        with self._lock:
-            idle = self._idle.setdefault(urlsplit(url)[:2], [])
-            if len(idle) < _MAX_IDLE_PER_HOST:
-                idle.append((time.monotonic(), connection))
-                return
-        connection.close()

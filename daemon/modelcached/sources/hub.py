@@ -45,14 +45,51 @@ from modelcached.model import (
     shown,
 )
 from modelcached.sources.faults import TransientError, retry_after
+from modelcached.sources.network import Network
+from modelcached.sources.proxies import DEFAULT_PORTS, Proxy
 
 _CONNECT_TIMEOUT_SECONDS = 5.0
 _MAX_PAGE_BYTES = 64 << 20
 
 
-def _client() -> httpx2.Client:
+class _Transport(httpx2.BaseTransport):
+    """The library's own connections, by the same certificates and proxies as the bytes take (httpx2 reads others)."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._direct = httpx2.HTTPTransport(verify=network.tls)
+        self._through = {
+            proxy: httpx2.HTTPTransport(
+                verify=network.tls, proxy=httpx2.Proxy(proxy.url, headers=_authorization(proxy))
+            )
+            for proxy in network.proxies.by_scheme.values()
+        }
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Sends it on its way."""
+        url = request.url
+        proxy = self._network.proxies.to(url.scheme, url.host, url.port or DEFAULT_PORTS.get(url.scheme, 0))
+        if proxy is None:
+            return self._direct.handle_request(request)
+        try:
+            return self._through[proxy].handle_request(request)
+        except httpx2.TransportError as error:
+            raise type(error)(f"{error} (the proxy {proxy})") from error
+
+    def close(self) -> None:
+        """Ends all connections."""
+        for transport in (self._direct, *self._through.values()):
+            transport.close()
+
+
+def _authorization(proxy: Proxy) -> dict[str, str]:
+    return {} if proxy.authorization is None else {"Proxy-Authorization": proxy.authorization}
+
+
+def _client(network: Network) -> httpx2.Client:
     # The library's default has no timeout at all (utils/_http.py, default_client_factory).
-    return httpx2.Client(follow_redirects=True, timeout=httpx2.Timeout(30.0, connect=_CONNECT_TIMEOUT_SECONDS))
+    timeout = httpx2.Timeout(30.0, connect=_CONNECT_TIMEOUT_SECONDS)
+    return httpx2.Client(follow_redirects=True, timeout=timeout, transport=_Transport(network))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +127,11 @@ def read_token(file: Path | None) -> str | None:
 class HubApi:
     """One endpoint that speaks the Hub's API."""
 
-    def __init__(self, endpoint: str, *, version: str, max_files: int) -> None:
+    def __init__(self, endpoint: str, *, network: Network, version: str, max_files: int) -> None:
         self.endpoint = endpoint.rstrip("/")
         self._version = version
         self._max_files = max_files
-        set_client_factory(_client)
+        set_client_factory(lambda: _client(network))
 
     def headers(self, token: str | None) -> dict[str, str]:
         """What every request says; anonymous means that no token is sent, not the machine's own."""

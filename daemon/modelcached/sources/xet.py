@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 from modelcached.errors import CacheError, Reason
 from modelcached.sources.abort import Abort, AbortedError
@@ -59,9 +60,17 @@ _POLL_SECONDS = 0.1
 class XetSource:
     """Streams of files from the stores that endpoints name. Thread-safe."""
 
-    def __init__(self, apis: Sequence[HubApi], *, stall_timeout_seconds: float, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        apis: Sequence[HubApi],
+        *,
+        stall_timeout_seconds: float,
+        enabled: bool = True,
+        ca_file: Path | None = None,
+    ) -> None:
         self.enabled = enabled
         """May change at any time; files under way go on."""
+        self._ca_file = ca_file
         self._apis = {api.endpoint: api for api in apis}
         self._stall_seconds = stall_timeout_seconds
         self._tokens: dict[tuple[str, str, str, str | None], XetToken] = {}
@@ -112,7 +121,7 @@ class XetSource:
             "config": _CONFIG,
         }
         try:
-            with started(request) as child:
+            with started(request, self._ca_file) as child:
                 self._watch(child, file, start, end, sink, abort)
         except NoProcessError as error:
             raise TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file}: no process for Xet: {error}") from error

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 from modelcached.model import shown
 from modelcached.sources.xet_child import FRAME, STDERR_BYTES
@@ -70,10 +72,10 @@ class Child:
 
 
 @contextmanager
-def started(request: dict[str, object]) -> Iterator[Child]:
+def started(request: dict[str, object], ca_file: Path | None = None) -> Iterator[Child]:
     """A process for the request, killed when the block is left, whatever it does at that moment.
 
-    Raises NoProcessError.
+    It believes the authorities of ``ca_file`` beside the system's. Raises NoProcessError.
     """
     with ExitStack() as held:
         try:
@@ -89,7 +91,7 @@ def started(request: dict[str, object]) -> Iterator[Child]:
                     stdout=theirs.fileno(),
                     stderr=stderr,
                     cwd="/",
-                    env=_environment(),
+                    env=_environment(ca_file),
                     close_fds=True,
                 )
         except OSError as error:
@@ -103,7 +105,10 @@ def started(request: dict[str, object]) -> Iterator[Child]:
         yield Child(process, ours, stderr)
 
 
-def _environment() -> dict[str, str]:
+def _environment(ca_file: Path | None) -> dict[str, str]:
     """What hf_xet needs of ours, and what keeps it from calling home and from writing logs below $HOME."""
     kept = {name: value for name, value in os.environ.items() if _KEPT_VARIABLES.fullmatch(name)}
+    if ca_file is not None:
+        # It reads the directory beside the file only where both are named.
+        kept = {"SSL_CERT_DIR": ssl.get_default_verify_paths().openssl_capath, **kept, "SSL_CERT_FILE": str(ca_file)}
     return {**kept, "HF_XET_TELEMETRY_ENABLED": "0", "HF_XET_LOG_DEST": "/dev/null", "RUST_LOG": "error"}
