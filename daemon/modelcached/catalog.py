@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, Manifest, RepoId, Revision, SnapshotId, as_commit
 from modelcached.pools import Pools
-from modelcached.sources.faults import TransientError
+from modelcached.sources.endpoints import Endpoints
+from modelcached.sources.faults import REFUSALS, TransientError
 from modelcached.sources.hub import HubApi, Resolved
 from modelcached.store.manifests import ManifestStore, Record
 
@@ -109,13 +111,15 @@ class Catalog:
         self,
         *,
         apis: Sequence[HubApi],
+        endpoints: Endpoints,
         pools: Pools,
         manifests: ManifestStore,
         limits: CatalogLimits,
         observe: Callable[[str, str], None],
     ) -> None:
         """``observe(call, outcome)`` counts each call of the Hub."""
-        self._apis = list(apis)
+        self._apis = {api.endpoint: api for api in apis}
+        self._endpoints = endpoints
         self._pools = pools
         self._manifests = manifests
         self.limits = limits
@@ -202,7 +206,7 @@ class Catalog:
 
     def _for(self, api: HubApi, token: str | None) -> str | None:
         """A token belongs to the first endpoint's host and goes nowhere else."""
-        return token if api is self._apis[0] else None
+        return token if api.endpoint == self._endpoints.first else None
 
     def _once(self, key: object, ask: Callable[[], Coroutine[None, None, T]]) -> _Question[T]:
         """One question at a time, however many want the answer; it goes on when they have gone."""
@@ -239,33 +243,28 @@ class Catalog:
         return None
 
     async def _ask(self, name: str, call: Callable[[HubApi, timedelta], T]) -> T:
-        """One question to the endpoints in turn, within ``hub.timeout`` and MAX_CALLS."""
+        """One question to the endpoints, the healthiest first, within ``hub.timeout`` and MAX_CALLS."""
         deadline = time.monotonic() + self.limits.timeout.total_seconds()
+        among = set(self._endpoints.names)
 
         def left() -> float:
             return deadline - time.monotonic()
 
         def gives_up(state: RetryCallState) -> bool:
-            error = state.outcome.exception() if state.outcome else None
-            asked = error.retry_after.total_seconds() if isinstance(error, TransientError) and error.retry_after else 0
-            return state.attempt_number >= MAX_CALLS or left() <= asked
+            return state.attempt_number >= MAX_CALLS or left() <= self._endpoints.seconds_closed(among)
 
         def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            asked = error.retry_after if isinstance(error, TransientError) else None
-            if asked is not None:
-                return asked.total_seconds()
-            # Another endpoint is asked at once, the same one after a while.
-            if state.attempt_number % len(self._apis):
-                return 0.0
-            return min(float(_BACKOFF(state)), max(0.0, left()))
+            if self._endpoints.rested(among):
+                return 0.0  # another endpoint is asked at once, the same one after a while
+            closed = self._endpoints.seconds_closed(among)
+            return closed or min(float(_BACKOFF(state)), max(0.0, left()))
 
         retrying = AsyncRetrying(stop=gives_up, wait=wait, retry=retry_if_exception_type(TransientError), reraise=True)
         try:
             async for attempt in retrying:
                 with attempt:
-                    api = self._apis[(attempt.retry_state.attempt_number - 1) % len(self._apis)]
-                    result = await self._call(name, api, call, max(0.1, left()))
+                    await self._until_open(among, left())
+                    result = await self._first_word(name, call, among, left)
         except TransientError as error:
             self.breaker.failed()
             raise error.final() from error
@@ -274,6 +273,38 @@ class Catalog:
             raise
         self.breaker.answered()
         return result
+
+    async def _until_open(self, among: set[str], left: float) -> None:
+        """One 429 holds back every question, once; the bytes have a limit of their own, and a pause of their own."""
+        closed = self._endpoints.seconds_closed(among)
+        if closed > left:
+            raise TransientError(
+                Reason.RATE_LIMITED,
+                f"{self._endpoints.first} limits our rate (429), and wants no question for {math.ceil(closed)} s",
+                retry_after=timedelta(seconds=math.ceil(closed)),
+            )
+        await asyncio.sleep(closed)
+
+    async def _first_word(
+        self, name: str, call: Callable[[HubApi, timedelta], T], among: set[str], left: Callable[[], float]
+    ) -> T:
+        """From the endpoint whose turn it is. A mirror that refuses is left out: it is the first one's to refuse."""
+        share = self.limits.timeout.total_seconds() / len(self._endpoints.names)
+        while True:
+            endpoint = self._endpoints.choose(among)
+            try:
+                result = await self._call(name, self._apis[endpoint], call, max(0.1, min(share, left())))
+            except TransientError as error:
+                self._endpoints.failed(endpoint, error)
+                raise
+            except CacheError as error:
+                self._endpoints.answered(endpoint)
+                if endpoint == self._endpoints.first or error.reason not in REFUSALS:
+                    raise
+                among.discard(endpoint)
+                continue
+            self._endpoints.answered(endpoint)
+            return result
 
     async def _call(self, name: str, api: HubApi, call: Callable[[HubApi, timedelta], T], seconds: float) -> T:
         outcome = "error"

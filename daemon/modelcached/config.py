@@ -183,7 +183,7 @@ class HubSection(_Section):
     """The upstream."""
 
     endpoints: Annotated[tuple[str, ...], AfterValidator(_endpoints)] = ("https://huggingface.co",)
-    """The Hub, or mirrors that speak its protocol; tried in order."""
+    """The Hub, or mirrors that speak its protocol; tried in order, those that failed lately last."""
     token_file: OptionalPath = None
     """Read anew for each use; its content goes to the first endpoint's host and nowhere else."""
     ca_file: OptionalPath = None

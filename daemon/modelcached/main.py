@@ -34,6 +34,7 @@ from modelcached.ledger.use import UseLedger
 from modelcached.model import repo_folder
 from modelcached.pools import Pools
 from modelcached.service.server import Server
+from modelcached.sources.endpoints import Endpoints
 from modelcached.sources.http import HttpSource
 from modelcached.sources.hub import HubApi
 from modelcached.sources.network import Network
@@ -117,6 +118,7 @@ class Daemon:
             HubApi(endpoint, network=self.network, version=__version__, max_files=config.hub.max_files)
             for endpoint in config.hub.endpoints
         ]
+        questions, transfers = (Endpoints(config.hub.endpoints, kind) for kind in ("questions", "transfers"))
         self.xet = XetSource(
             apis,
             stall_timeout_seconds=config.transfer.stall_timeout.total_seconds(),
@@ -125,12 +127,13 @@ class Daemon:
         )
         self.catalog = Catalog(
             apis=apis,
+            endpoints=questions,
             pools=self.pools,
             manifests=self.core.manifests,
             limits=CatalogLimits(config.hub.resolve_ttl, config.hub.timeout),
             observe=lambda call, outcome: self._observe(HubCalled(call, outcome)),
         )
-        upstream = Upstream(config.hub.endpoints, self.source, self.xet)
+        upstream = Upstream(transfers, self.source, self.xet)
         self.cache = Cache(self.core, self.catalog, self.flights, upstream)
         self.report = await recover(self.core, state_was_lost=not contents.complete)
         self.server = Server(self.cache, config.server, self.pods.seen)

@@ -45,6 +45,7 @@ class FakeOrigin:
     label: str = "hub"
     part_bytes: int = RANGE_BYTES
     at_once: int | None = None
+    content_tries: int = 2
     calls: list[tuple[int, int]] = field(default_factory=list)
     behave: Callable[[int, int, Sink, Abort], bool] | None = None
     """True when it delivered the part by itself."""

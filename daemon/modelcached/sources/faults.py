@@ -18,6 +18,10 @@ _COME_AGAIN = {
 """What the caller is told where the server named no time."""
 
 
+REFUSALS = {Reason.GATED_REPO, Reason.TOKEN_REJECTED, Reason.REPO_NOT_FOUND, Reason.REVISION_NOT_FOUND}
+"""What an endpoint says for good. A mirror gets no token and may not have everything: from it, it is no last word."""
+
+
 class TransientError(Exception):
     """Worth another try, after ``retry_after`` where the server named a time."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from modelcached.errors import Reason
+from modelcached.errors import CacheError, Reason
 from modelcached.sources.abort import Abort, AbortedError
-from modelcached.sources.faults import TransientError
+from modelcached.sources.endpoints import Endpoints
+from modelcached.sources.faults import REFUSALS, TransientError
 from modelcached.sources.http import CHUNK_BYTES, HttpSource, RemoteFile
 
 Sink = Callable[[memoryview, int], None]
@@ -45,6 +46,11 @@ class Origin(Protocol):
         """How many fetches from origins of its label may run on the node; None where only connections count."""
         ...
 
+    @property
+    def content_tries(self) -> int:
+        """How often it may deliver a whole file of wrong bytes."""
+        ...
+
     def fetch(self, start: int, end: int, sink: Sink, abort: Abort) -> None:
         """See HttpSource.fetch; OriginFailedError besides."""
         ...
@@ -54,12 +60,21 @@ class Origin(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class HubOrigin:
-    """A file of the Hub, or of a mirror."""
+    """A file of the Hub, from whichever of its endpoints does best."""
 
     source: HttpSource
-    file: RemoteFile
+    endpoints: Endpoints
+    files: Mapping[str, RemoteFile]
+    """The file by endpoint."""
+    _refused: set[str] = field(default_factory=set)
+    """Mirrors that do not have it, or not for us; what the first endpoint refuses is refused."""
+    _left: dict[int, str] = field(default_factory=dict)
+    """By a range's end: who failed it last."""
+    _alone: str = ""
+    """Once the content was wrong, one endpoint brings all of it, as long as it does not fail, and is to blame."""
+    _blamed: set[str] = field(default_factory=set)
 
     @property
     def label(self) -> str:
@@ -76,16 +91,58 @@ class HubOrigin:
         """As many as there are connections."""
         return None
 
+    @property
+    def content_tries(self) -> int:
+        """From all together, then from each endpoint alone."""
+        return 1 + len(self.files)
+
     def fetch(self, start: int, end: int, sink: Sink, abort: Abort) -> None:
-        """Over HTTP."""
-        self.source.fetch(self.file, start, end, sink, abort)
+        """From an endpoint that does not rest, and for a range that has failed from another one if there is one."""
+        while True:
+            among = self._among()
+            endpoint = self._next(among, end)
+            try:
+                self.source.fetch(self.files[endpoint], start, end, sink, abort)
+            except TransientError as error:
+                self._left[end] = endpoint
+                self.endpoints.failed(endpoint, error)
+                if error.reason is Reason.RATE_LIMITED and not self.endpoints.seconds_closed(among):
+                    continue  # another one does not mind
+                if len(self.files) == 1:
+                    raise
+                why = f"{error.message} (from {endpoint})"
+                raise TransientError(error.reason, why, retry_after=error.retry_after) from error
+            except CacheError as error:
+                if endpoint == self.endpoints.first or error.reason not in REFUSALS:
+                    raise
+                self._refused.add(endpoint)
+            else:
+                self._left.pop(end, None)
+                self.endpoints.answered(endpoint)
+                return
 
     def forget(self) -> None:
-        """The next request asks for a new address."""
-        self.source.forget(self.file)
+        """Another address, another version, another endpoint."""
+        if self._alone:
+            self._blamed.add(self._alone)
+        self._alone = self.endpoints.choose(self._among())
+        for file in self.files.values():
+            self.source.forget(file)
+
+    def _among(self) -> set[str]:
+        """Who may be asked."""
+        fit = self.files.keys() - self._refused
+        return fit - self._blamed or fit
+
+    def _next(self, among: set[str], end: int) -> str:
+        if self._alone:
+            if self._alone not in among or not self.endpoints.rested({self._alone}):
+                self._alone = self.endpoints.choose(among)
+            return self._alone
+        return self.endpoints.choose(among - {self._left.get(end, "")} or among)
 
     def __str__(self) -> str:
-        return str(self.file)
+        return str(self.files[self.endpoints.first])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +165,11 @@ class LocalOrigin:
     def at_once(self) -> int | None:
         """As many as there are connections."""
         return None
+
+    @property
+    def content_tries(self) -> int:
+        """It will not be another file the next time."""
+        return 1
 
     def fetch(self, start: int, end: int, sink: Sink, abort: Abort) -> None:
         """Reads the file."""

@@ -233,6 +233,11 @@ class XetOrigin:
         """How many processes may run."""
         return STREAMS
 
+    @property
+    def content_tries(self) -> int:
+        """Over HTTP it is right, or it is wrong upstream."""
+        return 1
+
     def fetch(self, start: int, end: int, sink: Sink, abort: Abort) -> None:
         """Through hf_xet. Raises OriginFailedError when it has failed too often, here or elsewhere."""
         if self.source.rests:

@@ -39,8 +39,6 @@ _HASH_AHEAD_BYTES = 8 << 20
 _HASH_STEP_BYTES = 32 << 20
 _CHECKPOINT_BYTES = 256 << 20
 _CHECKPOINT_SECONDS = 10.0
-_CONTENT_TRIES = 2
-"""How often an origin may deliver a whole file of wrong bytes."""
 _ELSEWHERE_SECONDS = 20.0
 """How long an origin is tried for without progress when there is another."""
 _STOP_SECONDS = 5.0
@@ -355,7 +353,7 @@ class Flights:
                 flight.clear_failure()
                 flight.origin.forget()
                 log.warning("wrong content", digest=flight.digest.hex, origin=str(flight.origin), why=error.message)
-                if tries < (_CONTENT_TRIES if flight.origin.label == "hub" else 1):
+                if tries < flight.origin.content_tries:
                     continue
                 if len(flight.origins) > 1:
                     flight.next_origin()
