@@ -24,7 +24,7 @@ RATES = (0.01, 0.1)
 AGAIN_BYTES = 16 * MIB
 """Most that may be fetched twice for each fault."""
 RETRY_SECONDS = 5.0
-TRANSFER_SECONDS = 10.0
+TRANSFER_SECONDS = 30.0
 """What the bytes alone may take on a busy machine; added to each row's seconds."""
 
 Where = Mapping[str, Any]
