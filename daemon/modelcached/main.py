@@ -45,6 +45,7 @@ from modelcached.store.index import Blob
 from modelcached.store.layout import Layout
 from modelcached.store.owner import OwnerLock, prepare
 from modelcached.telemetry import logs
+from modelcached.telemetry.lag import LoopLag
 from modelcached.telemetry.listener import Listener
 from modelcached.telemetry.metrics import Metrics
 from modelcached.transfer.flight import Flight
@@ -155,6 +156,8 @@ class Daemon:
                 systemd.notify("WATCHDOG=1")
 
             self._loop_task(seconds, "watchdog", feed)
+        self.lag = LoopLag(self.metrics.registry, loop)
+        self.lag.start()
         self.serving = True
         systemd.notify("READY=1", f"STATUS=serving {self.layout.cache_dir}")
         log.info(
@@ -234,6 +237,7 @@ class Daemon:
         systemd.notify("STOPPING=1", "STATUS=draining")
         log.info("stopping", under_way=self.server.gate.under_way)
         self.pools.stopping.set()
+        self.lag.stop()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -148,6 +149,23 @@ def test_what_was_wrong_is_counted_by_reason(hub: Hub, make_node: Callable[..., 
     assert node.run("ensure-model", "org/model").returncode == 65
     assert node.metric("modelcached_requests_total", outcome="error", reason="DIGEST_MISMATCH") == 1
     assert node.metric("modelcached_fetched_bytes_total", origin="hub") == 2, "only what was right was fetched"
+
+
+def test_the_event_loops_lag_is_exported_with_its_maximum(node: Node) -> None:
+    """A daemon that stands still for a while (SIGSTOP) is late by so much, and says so afterwards."""
+    lag, stood = "modelcached_event_loop_lag_seconds", 0.5
+    node.wait_until(lambda: node.metric(f"{lag}_count") > 0, 10, "the lag is measured")
+    samples = [sample for family in families(get(node, "/metrics")[1]) for sample in family.samples]
+    ends = {float(sample.labels["le"]) for sample in samples if sample.name == f"{lag}_bucket"}
+    assert ends >= {0.001, 0.02, 0.05, 0.1, 1.0}
+    late = node.metric(f"{lag}_count") - node.metric(f"{lag}_bucket", le="0.3")
+    node.ps.suspend()
+    time.sleep(stood)  # what is measured
+    node.ps.resume()
+    node.wait_until(
+        lambda: node.metric(f"{lag}_count") - node.metric(f"{lag}_bucket", le="0.3") > late, 10, "it was late"
+    )
+    assert node.metric("modelcached_event_loop_lag_max_seconds") >= stood - 0.1
 
 
 def test_health_means_that_the_event_loop_answers(node: Node) -> None:
