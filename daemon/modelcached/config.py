@@ -36,7 +36,7 @@ ENV_PREFIX = "MODELCACHED_"
 RELOADABLE = {
     "cache": {"budget", "min_free", "high_watermark", "low_watermark", "partial_ttl"},
     "hub": {"token_file", "resolve_ttl"},
-    "transfer": {"rate_limit", "xet"},
+    "transfer": {"models", "rate_limit", "xet"},
     "leases": {"ttl", "max_pod_lease", "reconnect_grace"},
     "policy": {"allow", "deny", "deny_files"},
     "log": {"level"},
@@ -238,6 +238,8 @@ class TransferSection(_Section):
 
     connections: int = Field(default=8, ge=1, le=64)
     """Connections to upstream on this node, all models together."""
+    models: int = Field(default=4, ge=1)
+    """Models that are downloaded at once; others wait in line, those that somebody waits for before background work."""
     rate_limit: ByteRate = 0
     """Bytes a second, all models together; 0 is no limit."""
     stall_timeout: Timeout = timedelta(seconds=30)

@@ -221,6 +221,7 @@ class Daemon:
         logs.configure(config.log)
         self.flights.limiter.bytes_per_second = config.transfer.rate_limit
         self.xet.enabled = config.transfer.xet
+        self.core.turns.settle()
         self.catalog.limits = CatalogLimits(config.hub.resolve_ttl, self.catalog.limits.timeout)
         self.core.use.set_grace(config.leases.reconnect_grace.total_seconds())
 

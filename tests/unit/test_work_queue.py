@@ -141,3 +141,21 @@ def test_what_an_earlier_try_left_unhashed_holds_nothing_up(loop: asyncio.Abstra
     assert set(order(queue)) == {1}
     resumed.hash_reached(3 * LEAD_BYTES - 1)
     assert resumed.level
+
+
+def test_a_flight_that_nobody_with_a_turn_wants_is_passed_over(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue()
+    parked, shared = flight(loop, 1), flight(loop, 2)
+    parked.interest = parked.parked = 1
+    shared.interest, shared.parked = 2, 1
+    for made in (parked, shared):
+        queue.push(made)
+    assert order(queue) == [2]
+    shared.pending.extend([Part.of(1, 2)])
+    queue.push(shared)
+    shared.parked = 2  # while its parts wait
+    assert order(queue) == []
+    for made in (parked, shared):
+        made.parked = 0
+        queue.push(made)
+    assert order(queue) == [1, 2]

@@ -56,14 +56,16 @@ class Assemblies:
         """The one running request for exactly these selections, started when there is none."""
         key = tuple((want.snapshot, want.selection.profile) for want in wants)
         assembly = self._running.get(key)
-        if assembly is None:
+        if assembly is None or assembly.ending:
             assembly = Assembly(self._core, self._flights, self._upstream, wants, token, publishes=publish)
             self._running[key] = assembly
             assembly.task = asyncio.create_task(assembly.run(), name=f"assemble {assembly.holder}")
 
             def over(task: asyncio.Task[None]) -> None:
-                del self._running[key]
-                if not task.cancelled() and (error := task.exception()) is not None and assembly.waiters == 0:
+                if self._running.get(key) is assembly:
+                    del self._running[key]
+                error = None if task.cancelled() else task.exception()
+                if error is not None and assembly.waiters == 0 and not assembly.ending:
                     log.warning("background assembly failed", model=assembly.holder, why=str(error))
 
             assembly.task.add_done_callback(over)
@@ -133,6 +135,7 @@ class Assemblies:
     async def stop(self, patience: timedelta) -> None:
         """Ends all of them, keeping what they have."""
         tasks = [assembly.task for assembly in self._running.values() if assembly.task is not None]
+        self._core.turns.stop()
         await self._flights.stop()
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=patience.total_seconds())

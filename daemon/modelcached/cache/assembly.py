@@ -11,8 +11,8 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,6 +21,7 @@ import structlog
 from modelcached.cache.admission import admit, blob_bytes, overhead_bytes, selection_bytes
 from modelcached.cache.core import Core
 from modelcached.cache.requests import Phase, Progress
+from modelcached.cache.turns import PASSING_BYTES, Turn
 from modelcached.errors import CacheError, Reason
 from modelcached.events import BlobCondemned
 from modelcached.ledger.space import Reservation
@@ -123,8 +124,11 @@ class Assembly:
     joined: dict[Digest, Flight] = field(default_factory=dict)
     started_at: float = field(default_factory=time.monotonic)
     task: asyncio.Task[None] | None = None
-    _missing_is_known: bool = False
-    """Admitted: from then on progress is what is not missing."""
+    turn: Turn | None = None
+    """From when it is in line until it has fetched."""
+    _lacks_bytes: int | None = None
+    """Known to be missing, before flights say so; None while nobody has looked."""
+    _parks: bool = False
     _points: dict[SnapshotId, set[Revision]] = field(default_factory=dict)
     _work: asyncio.Task[None] | None = None
     _ended_by: CacheError | None = None
@@ -153,30 +157,41 @@ class Assembly:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """A caller waits: its flights come before background work."""
+        """A caller waits: its turn and its flights come before background work.
+
+        Where the last one goes before anything was begun, so does the assembly.
+        """
         self.waiters += 1
         if self.waiters == 1:
-            for flight in self.joined.values():
-                self.flights.hurry(flight, 1)
+            self._hurry(1)
         try:
             yield
         finally:
             self.waiters -= 1
             if self.waiters == 0:
-                for flight in self.joined.values():
-                    self.flights.hurry(flight, -1)
+                self._hurry(-1)
+                if self._in_line:
+                    self.end(CacheError(Reason.TRANSFER_CANCELLED, f"nobody waits for {self.holder} any more"))
+
+    def _hurry(self, more: int) -> None:
+        for flight in self.joined.values():
+            self.flights.hurry(flight, more)
+        if self.turn is not None:
+            self.core.turns.hurry(self.turn, urgent=more > 0)
 
     def progress(self, waiters: int) -> Progress:
         """At this moment."""
         total = sum(want.bytes_total for want in self.wants)
-        if not self._missing_is_known:
+        if self._lacks_bytes is None:
             return Progress(self.phase, total, 0, 0, waiters, self.detail)
-        missing = sum(flight.size_bytes for flight in self.joined.values())
+        missing = sum(flight.size_bytes for flight in self.joined.values()) or self._lacks_bytes
         done = total - missing + sum(flight.done_bytes for flight in self.joined.values())
-        phase = self.phase
+        phase, detail = self.phase, self.detail
         if phase is Phase.DOWNLOADING and all(f.stage >= Stage.VERIFYING for f in self.joined.values()):
             phase = Phase.VERIFYING
-        return Progress(phase, total, max(0, min(total, done)), self._rate(done), waiters, self.detail)
+        elif self.turn is not None and not self.turn.held:
+            phase, detail = Phase.QUEUED, self.core.turns.detail(self.turn)
+        return Progress(phase, total, max(0, min(total, done)), self._rate(done), waiters, detail)
 
     def _rate(self, done: int) -> int:
         now = time.monotonic()
@@ -206,6 +221,11 @@ class Assembly:
         self._work.cancel()
         return True
 
+    @property
+    def ending(self) -> bool:
+        """It was ended and only winds down: nobody should join it."""
+        return self._ended_by is not None
+
     async def _run(self) -> None:
         reservation: Reservation | None = None
         names = {name for want in self.wants for name in want.names}
@@ -219,10 +239,11 @@ class Assembly:
                     await self._verify_found(want)
                     await self._link(want)
                 whole = sum(selection_bytes(list(want.entries.values())) for want in self.wants)
-                reservation = await admit(self.core, whole, self._look, self._need, self.holder)
-                self._take_off(reservation)
-                self.phase = Phase.DOWNLOADING
-                await self._land()
+                async with self._its_turn():
+                    reservation = await admit(self.core, whole, self._look, self._need, self.holder)
+                    self._take_off(reservation)
+                    self.phase = Phase.DOWNLOADING
+                    await self._land()
                 for want in self.wants:
                     await self._link(want)
                 self.phase = Phase.PUBLISHING
@@ -327,6 +348,67 @@ class Assembly:
             if digest not in self.joined:
                 self.tallies[want.snapshot].linked_bytes += entry.size_bytes
 
+    # Its turn
+
+    @asynccontextmanager
+    async def _its_turn(self) -> AsyncIterator[None]:
+        """In line, before any space is promised, until it may fetch; or little is missing, for others fetched it."""
+        turns = self.core.turns
+        self._lacks_bytes = self._missing_bytes()
+        if self._lacks_bytes <= PASSING_BYTES:
+            yield
+            return
+        self.turn = turns.enter(self._park, urgent=self.waiters > 0)
+        try:
+            await self._stand_in_line(self.turn)
+            if not self.turn.held:
+                self._leave_line()
+            yield
+        finally:
+            self._leave_line()
+
+    def _leave_line(self) -> None:
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            self._park()
+            self.core.turns.leave(turn)
+
+    async def _stand_in_line(self, turn: Turn) -> None:
+        turns, lacked = self.core.turns, {want.snapshot: self._missing(want).keys() for want in self.wants}
+        while True:
+            change = turns.change
+            if turns.stopping:
+                raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
+            if turn.held or self._missing_bytes() <= PASSING_BYTES:
+                break
+            self.phase = Phase.QUEUED
+            await change.wait()
+            for want in self.wants:
+                await self._link(want)
+            self._lacks_bytes = self._missing_bytes()
+        self.phase = Phase.RESERVING
+        for want in self.wants:
+            self.tallies[want.snapshot].joined += len(lacked[want.snapshot] - self._missing(want).keys())
+
+    @property
+    def _in_line(self) -> bool:
+        """It waits for its first turn: nothing of it is promised or fetched."""
+        return self.phase is Phase.QUEUED and self.turn is not None and not self.turn.held
+
+    def _missing_bytes(self) -> int:
+        lacking = {digest: entry.size_bytes for want in self.wants for digest, entry in self._missing(want).items()}
+        return sum(lacking.values())
+
+    def _park(self) -> None:
+        """Its flights stand still while it is not its turn."""
+        parks = self.turn is not None and not self.turn.held
+        if parks != self._parks:
+            self._parks = parks
+            for flight in self.joined.values():
+                self.flights.park(flight, 1 if parks else -1)
+
+    # Space and flights
+
     async def _look(self) -> None:
         """In the line for space, where nobody else drops what an earlier try left."""
         digests = {digest for want in self.wants for digest in want.digests}
@@ -354,7 +436,6 @@ class Assembly:
 
     def _take_off(self, reservation: Reservation) -> None:
         """Joins or starts a flight for each missing blob; small files first. One step of the event loop."""
-        self._missing_is_known = True
         for want in self.wants:
             tally = self.tallies[want.snapshot]
             repo = self.core.index.repo(want.snapshot.repo_id)
@@ -373,6 +454,7 @@ class Assembly:
                 if digest not in self.joined:
                     self.joined[digest] = flight
                     flight.interest += 1
+                    flight.parked += self._parks
                     self.flights.hurry(flight, 1 if self.waiters else 0)
 
     async def _land(self) -> None:

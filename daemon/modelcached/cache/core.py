@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from modelcached.cache.turns import Turns
 from modelcached.config import CacheSection, Config
 from modelcached.errors import CacheError, Reason
 from modelcached.events import Observer
@@ -54,6 +55,8 @@ class Core:
     """The line for space: first come, first served."""
     degraded: dict[str, str] = field(default_factory=dict)
     """What is not as it should be, by topic."""
+    turns: Turns = field(init=False)
+    """The line for downloading."""
     partials: PartialStore = field(init=False)
     manifests: ManifestStore = field(init=False)
     snapshots: SnapshotStore = field(init=False)
@@ -63,7 +66,8 @@ class Core:
     _publishing: defaultdict[SnapshotId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     def __post_init__(self) -> None:
-        """The stores share the disk's seam and the layout."""
+        """The stores share the disk's seam and the layout; the limits are those of the settings in force."""
+        self.turns = Turns(lambda: self.config.transfer.models)
         self.partials = PartialStore(self.disk, self.layout)
         self.manifests = ManifestStore(self.disk, self.layout)
         self.snapshots = SnapshotStore(self.disk, self.layout)

@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from modelcached import __version__
-from modelcached.cache.requests import Status
+from modelcached.cache.requests import Phase, Status
 from modelcached.events import (
     BlobCondemned,
     BytesFetched,
@@ -120,6 +120,10 @@ class _Gauges(Collector):
             "models": ("Cached snapshots", status.models),
             "leases": ("Leases", status.leases),
             "transfers": ("Models on their way", len(status.transfers)),
+            "transfers_queued": (
+                "Models that wait for their turn (transfer.models), a part of transfers",
+                sum(t.progress.phase is Phase.QUEUED for t in status.transfers),
+            ),
             "transfer_waiters": ("Calls that wait for a transfer", sum(t.progress.waiters for t in status.transfers)),
             "degraded": ("Reasons why the daemon is not as it should be", len(status.degraded)),
             "event_loop_tasks": ("Running tasks; at rest always the same, or something was left behind", self._tasks()),

@@ -74,6 +74,8 @@ class Flight:
     """Requests that somebody waits for; 0 is background."""
     interest: int = 0
     """Requests that want it, waited for or not; at 0 it is ended, its progress kept."""
+    parked: int = 0
+    """Of the requests that want it, those whose turn it is not."""
     stage: Stage = Stage.QUEUED
     fetched: Counter[str] = field(default_factory=Counter)
     """Bytes taken by this flight, repeats included, by the origin's label."""
@@ -105,9 +107,15 @@ class Flight:
         return self.origins[0]
 
     @property
+    def is_parked(self) -> bool:
+        """Nobody who wants it has a turn: no part of it is begun."""
+        return 0 < self.interest <= self.parked
+
+    @property
     def has_work(self) -> bool:
         """A part that a mover should take now."""
-        return bool(self.pending) and not (self.level and self.ranges.prefix - self.hashed > LEAD_BYTES)
+        ahead = self.level and self.ranges.prefix - self.hashed > LEAD_BYTES
+        return bool(self.pending) and not ahead and not self.is_parked
 
     @property
     def done_bytes(self) -> int:

@@ -213,6 +213,13 @@ class Flights:
         """So many more requests that somebody waits for want it; fewer if negative."""
         flight.urgent += more
         self._queue.push(flight)
+        self._work.set()  # it may have been parked until now
+
+    def park(self, flight: Flight, more: int) -> None:
+        """So many more of those who want it have no turn; fewer if negative. Parts under way come to their end."""
+        flight.parked += more
+        self._queue.push(flight)
+        self._work.set()
 
     def leave(self, flight: Flight) -> None:
         """One request less wants it; the last one ends it, its progress kept."""
