@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from modelcached.units import parse_size
@@ -52,7 +53,7 @@ def main() -> int:
             say(f"\n{case.title} ({case.name}), {case.rounds(scale)} rounds")
             neighbours, case_began = machine.Neighbours(), time.monotonic()
             with tempfile.TemporaryDirectory(dir=work) as directory:
-                for sample in _run(case, Bench(Path(directory), scale)):
+                for sample in _run(case, Bench(Path(directory), scale), options.peer):
                     results.samples.append(sample)
                     if sample.failure:
                         say(f"{sample.contender}: {sample.failure}")
@@ -67,9 +68,11 @@ def main() -> int:
     return int(any(sample.failure for sample in results.samples))
 
 
-def _run(case: Case, bench: Bench) -> Iterator[Sample]:
-    """A B C A B C ..., a sample each."""
-    with case.prepare(bench) as contenders:
+def _run(case: Case, bench: Bench, peers: Sequence[str]) -> Iterator[Sample]:
+    """A B C A B C ..., a sample each; of the peers only those named, or all."""
+    with case.prepare(bench) as every:
+        named = [case.base, *(peers or ["*"])]
+        contenders = [c for c in every if any(fnmatchcase(c.name, pattern) for pattern in named)]
         for number in range(case.rounds(bench.scale)):
             for contender in contenders:
                 try:
@@ -95,6 +98,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds: under five minutes")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these")
+    parser.add_argument("--peer", action="append", default=[], help="only peers of this name, a glob; may be repeated")
     parser.add_argument("--runs", type=int, help=f"rounds (default {FULL.rounds}; quick {QUICK.rounds})")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="results.json and results.md go here")
     parser.add_argument("--work", type=Path, help="a directory on the disk to measure (default: TMPDIR)")
