@@ -277,7 +277,7 @@ class Catalog:
     async def _until_open(self, among: set[str], left: float) -> None:
         """One 429 holds back every question, once; the bytes have a limit of their own, and a pause of their own."""
         closed = self._endpoints.seconds_closed(among)
-        if closed > left:
+        if closed > max(0.0, left):
             raise TransientError(
                 Reason.RATE_LIMITED,
                 f"{self._endpoints.first} limits our rate (429), and wants no question for {math.ceil(closed)} s",
