@@ -73,8 +73,6 @@ class Daemon:
         self.lock = OwnerLock(self.layout)
         self.pools = Pools.start(config.transfer.connections)
         self.clock = Clock.system()
-        self.own_pod_uid = os.environ.get("POD_UID", "")
-        self.pods = PodsDirectory(config.leases.kubelet_pods_dir, self.own_pod_uid)
         self.tasks: list[asyncio.Task[None]] = []
         self.serving = False
 
@@ -86,6 +84,13 @@ class Daemon:
         self.lock.acquire()
         connection, contents = _open_state(self.disk, self.layout)
         self.database = state.Database(connection)
+        pods = PodsDirectory(
+            config.leases.kubelet_pods_dir,
+            os.environ.get("POD_UID", ""),
+            boot_id=self.clock.boot_id,
+            proven=contents.pods_directory,
+            remember=lambda identity: self.database.write_later(state.proven_pods_directory(identity)),
+        )
 
         def status_from_thread() -> Status:
             return asyncio.run_coroutine_threadsafe(self.cache.status(), loop).result(SCRAPE_SECONDS)
@@ -137,14 +142,14 @@ class Daemon:
         upstream = Upstream(transfers, self.source, self.xet)
         self.cache = Cache(self.core, self.catalog, self.flights, upstream)
         self.report = await recover(self.core, state_was_lost=not contents.complete)
-        self.server = Server(self.cache, config.server, self.pods.seen)
+        self.server = Server(self.cache, config.server, pods.seen)
         await self.server.start()
         self.listener = (
             Listener(config.metrics.address, self.metrics.registry, loop, lambda: self.serving)
             if config.metrics.address
             else None
         )
-        keeper = loops.LeaseKeeper(self.cache, self.pods)
+        keeper = loops.LeaseKeeper(self.cache, pods)
         self._loop_task(loops.LEASE_SECONDS, "leases", keeper.look)
         self._loop_task(loops.LEFTOVER_SECONDS, "leftovers", lambda: loops.sweep_leftovers(self.core))
         self._loop_task(loops.WATERMARK_SECONDS, "watermarks", lambda: loops.keep_watermarks(self.core))

@@ -166,6 +166,27 @@ def test_an_unmounted_pods_directory_ends_nothing_and_is_said(hub: Hub, node_wit
     node.wait_until(lambda: leases(node) == [], 10, "now absence means something again")
 
 
+def test_a_pod_that_goes_while_no_daemon_runs_ends_its_lease_but_not_in_another_directory(
+    hub: Hub, node_with_mounted_pods: Node
+) -> None:
+    """No leased pod is left to prove the directory; it is known for the one that was proven before."""
+    node = node_with_mounted_pods
+    publish(hub, "model")
+    ensure_in_pod(node, POD, "org/model")
+    node.kill()
+    (node.root / "kubelet-pods" / POD).rmdir()
+    subprocess.run(["umount", str(node.pods_dir)], check=True)
+    (node.pods_dir / OTHER_POD).mkdir()
+    node.start()
+    several_looks(node)
+    assert len(leases(node)) == 1, "another directory, with strangers in it"
+    assert not may_go(node, "org/model")
+
+    subprocess.run(["mount", "--bind", str(node.root / "kubelet-pods"), str(node.pods_dir)], check=True)
+    node.wait_until(lambda: leases(node) == [], 10, "the directory itself says that the pod has gone")
+    assert not node.status().degraded
+
+
 def several_looks(node: Node, looks: int = 3) -> None:
     """Until the lease keeper has had more turns: by default one more than proves a pod gone."""
 

@@ -38,6 +38,11 @@ COMPLETE: Statement = ("INSERT OR REPLACE INTO meta VALUES ('complete', 'yes')",
 """Written with the leases of a first start; a file without it counts as lost."""
 
 
+def proven_pods_directory(identity: str) -> Statement:
+    """The kubelet's pods directory that has shown a known pod; the next start begins with it."""
+    return ("INSERT OR REPLACE INTO meta VALUES ('pods_directory', ?)", (identity,))
+
+
 class NewerSchemaError(Exception):
     """state.db was written by a newer daemon."""
 
@@ -52,6 +57,8 @@ class Contents:
     named: list[tuple[str, str, str, int]] = field(default_factory=list)
     complete: bool = False
     """Every lease that should be in the file is: the start that made it came to its end."""
+    pods_directory: str = ""
+    """What ``proven_pods_directory`` kept; empty where it never did."""
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -92,12 +99,14 @@ def is_damage(error: sqlite3.DatabaseError) -> bool:
 
 def contents(connection: sqlite3.Connection) -> Contents:
     """Reads all of it; it is small."""
+    meta: dict[str, str] = dict(connection.execute("SELECT key, value FROM meta"))
     return Contents(
         usage=connection.execute("SELECT repo_id, commit_id, tick, used_at FROM usage").fetchall(),
         leases=[body for (body,) in connection.execute("SELECT body FROM leases")],
         pins=connection.execute("SELECT repo_id, revision FROM pins").fetchall(),
         named=connection.execute("SELECT repo_id, revision, commit_id, tick FROM named").fetchall(),
-        complete=connection.execute("SELECT 1 FROM meta WHERE key = 'complete'").fetchone() is not None,
+        complete="complete" in meta,
+        pods_directory=meta.get("pods_directory", ""),
     )
 
 
