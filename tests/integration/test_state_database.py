@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 
 import pytest
 from modelcached.ledger import database
@@ -25,6 +26,30 @@ def test_a_database_without_the_mark_of_a_finished_start_counts_as_lost(hub: Hub
         kinds = [lease.kind for lease in admin.leases()]
     assert kinds == [4], "one lease, recovered"
     assert node.run("cachectl", "evict", "org/tiny", "--yes").returncode == 75
+
+
+def test_a_lease_that_cannot_be_read_costs_no_model_in_use(hub: Hub, node: Node) -> None:
+    for name in ("org/leased", "org/other"):
+        hub.create_repo(name).commit(tiny_llama())
+    (lost,) = node.ensure("org/leased")
+    (kept,) = node.ensure("org/other")
+    node.kill()
+    with closing(sqlite3.connect(node.private / "state.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE leases SET body = substr(body, 5) WHERE id = ?", (lost["lease_id"],))
+    node.start()
+    found = node.ctl("leases")
+    assert [lease["kind"] for lease in found if lease["id"] != kept["lease_id"]] == ["recovered"] * 2
+    assert node.run("cachectl", "evict", "org/leased", "--yes").returncode == 75
+    (told,) = node.log_lines("proofs of use were lost")
+    assert told["unreadable"] == [lost["lease_id"]]
+    assert any("leases in state.db cannot be read: 2 recovered" in why for why in node.status().degraded)
+
+    node.ctl("release", "--recovered")
+    assert not node.status().degraded
+    node.kill()
+    node.start()
+    assert [lease["id"] for lease in node.ctl("leases")] == [kept["lease_id"]], "an operator has spoken"
+    assert node.run("cachectl", "evict", "org/leased", "--yes").returncode == 0
 
 
 def test_a_database_that_cannot_be_opened_for_now_is_not_thrown_away(hub: Hub, node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,26 @@ def test_a_lease_comes_back_from_json_as_it_was(kind: LeaseKind) -> None:
 def test_what_is_no_lease_is_refused(text: str) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         Lease.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"models": []},
+        {"models": [["org/name", "a" * 40]]},
+        {"models": [["org/name", 5, ""]]},
+        {"models": None},
+        {"ttl_seconds": "100"},
+        {"renewed_boottime": None},
+        {"boot_id": 1},
+        {"strange": 1},
+    ],
+)
+def test_a_lease_that_is_only_half_one_is_refused(damage: dict[str, object]) -> None:
+    whole = json.loads(lease(LeasedModel(SnapshotId(REPO, A))).to_json())
+    assert Lease.from_json(json.dumps(whole))
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        Lease.from_json(json.dumps({**whole, **damage}))
 
 
 def test_a_pod_is_gone_after_two_looks_in_a_row() -> None:

@@ -247,7 +247,7 @@ def test_the_grace_runs_anew_after_a_restart(daemon: Daemon) -> None:
 
 
 def test_a_new_proof_of_use_replaces_a_recovered_lease_on_the_same_snapshot(daemon: Daemon) -> None:
-    daemon.commit(*daemon.use.recover([of(A), of(B)]))
+    daemon.commit(*daemon.use.recover([of(A), of(B)], "state.db was lost"))
     assert [lease.kind for lease in daemon.restart().leases.values()] == [LeaseKind.RECOVERED] * 2
     daemon.now[0] += 10**9
     assert daemon.ended() == [], "no time ends it"
@@ -256,10 +256,23 @@ def test_a_new_proof_of_use_replaces_a_recovered_lease_on_the_same_snapshot(daem
     assert left == {(LeaseKind.TTL, of(A)), (LeaseKind.RECOVERED, of(B))}
 
 
-def test_a_lease_that_cannot_be_read_costs_only_itself(daemon: Daemon) -> None:
+def test_a_lease_that_cannot_be_read_may_be_on_any_snapshot_until_a_person_says_that_it_is_not(daemon: Daemon) -> None:
     lease = daemon.grant(LeaseKind.TTL, LeasedModel(of(A)), ttl_seconds=100)
     daemon.commit(("INSERT INTO leases VALUES ('x', '{')", ()))
-    assert set(daemon.restart().leases) == {lease.id}
+    daemon.commit(("INSERT INTO leases VALUES ('y', ?)", (lease.to_json(),)))  # whose end would leave the row
+    use = daemon.restart()
+    assert set(use.leases) == {lease.id}, "it costs no other lease"
+    assert use.unreadable == ["x", "y"]
+    assert daemon.restart().unreadable == ["x", "y"], "a start that was killed knows it again"
+    daemon.commit(*daemon.use.recover([of(A), of(B)], "two were lost"))
+
+    use = daemon.restart()
+    assert (use.unreadable, use.recovered()) == ([], (2, ["two were lost"]))
+    assert kinds(use, of(A)) == ["leased", "leased"]
+    assert kinds(use, of(B)) == ["leased"]
+    for found in [found for found in use.leases.values() if found.kind is LeaseKind.RECOVERED]:
+        daemon.commit(*use.drop(found.id))
+    assert set(daemon.restart().leases) == {lease.id}, "what a person has ended does not come back"
 
 
 # Pins

@@ -16,9 +16,8 @@ import structlog
 
 from modelcached.cache.core import Core
 from modelcached.errors import CacheError
-from modelcached.ledger.database import COMPLETE
-from modelcached.ledger.leases import LeaseKind
-from modelcached.model import Commit, RepoId, SnapshotId
+from modelcached.ledger.database import COMPLETE, Statement
+from modelcached.model import Commit, RepoId, SnapshotId, shown
 from modelcached.store.index import SnapshotState
 from modelcached.store.manifests import Record
 from modelcached.store.scan import FoundRepo, free_bytes, scan_hub, scan_repo
@@ -84,7 +83,7 @@ async def recover(core: Core, *, state_was_lost: bool) -> Report:
                 core.use.named(repo_id, revision, commit)
     await measure_all(core)
     # Our own records prove that a daemon was here: without its database, every snapshot may be in use.
-    report.recovered_leases = await _recover_leases(core, lost=state_was_lost and bool(records))
+    report.recovered_leases = await _recover_leases(core, "state.db was lost" if state_was_lost and records else "")
     report = report.sorted()
     log.info(
         "recovered",
@@ -98,14 +97,18 @@ async def recover(core: Core, *, state_was_lost: bool) -> Report:
     return report
 
 
-async def _recover_leases(core: Core, *, lost: bool) -> int:
-    """How many leases stand for proofs of use that were lost, now or before an earlier start."""
-    statements = core.use.recover(sorted(snapshot.id for snapshot in core.index.snapshots())) if lost else []
+async def _recover_leases(core: Core, lost: str) -> int:
+    """How many leases stand for proofs of use that were lost (``lost`` says why), now or before an earlier start."""
+    statements: list[Statement] = []
+    unreadable = list(core.use.unreadable)
+    if why := lost or ("leases in state.db cannot be read" if unreadable else ""):
+        statements = core.use.recover(sorted(snapshot.id for snapshot in core.index.snapshots()), why)
+        log.error("proofs of use were lost", why=why, unreadable=[shown(str(lease_id)) for lease_id in unreadable])
     await core.commit(*statements, COMPLETE)  # in one transaction: a kill before it makes the next start do it again
-    count = sum(lease.kind is LeaseKind.RECOVERED for lease in core.use.leases.values())
+    count, reasons = core.use.recovered()
     if count:
         core.degraded["recovered"] = (
-            f"state.db was lost: {count} recovered leases keep every model; "
+            f"{'; '.join(reasons)}: {count} recovered leases keep every model that was cached then; "
             "end them with cachectl release --recovered once you know what is in use"
         )
     return count

@@ -52,7 +52,8 @@ class Contents:
     """Everything that was in the file when it was opened."""
 
     usage: list[tuple[str, str, int, float]] = field(default_factory=list)
-    leases: list[str] = field(default_factory=list)
+    leases: list[tuple[str, str]] = field(default_factory=list)
+    """Id and body."""
     pins: list[tuple[str, str]] = field(default_factory=list)
     named: list[tuple[str, str, str, int]] = field(default_factory=list)
     complete: bool = False
@@ -102,7 +103,7 @@ def contents(connection: sqlite3.Connection) -> Contents:
     meta: dict[str, str] = dict(connection.execute("SELECT key, value FROM meta"))
     return Contents(
         usage=connection.execute("SELECT repo_id, commit_id, tick, used_at FROM usage").fetchall(),
-        leases=[body for (body,) in connection.execute("SELECT body FROM leases")],
+        leases=connection.execute("SELECT id, body FROM leases").fetchall(),
         pins=connection.execute("SELECT repo_id, revision FROM pins").fetchall(),
         named=connection.execute("SELECT repo_id, revision, commit_id, tick FROM named").fetchall(),
         complete="complete" in meta,

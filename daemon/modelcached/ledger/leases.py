@@ -6,7 +6,7 @@ kind       granted when                            ends when
 pod        the pod's directory was seen             seen absent twice while the witness is healthy
 stream     the caller will open HoldModel           gone for ``reconnect_grace``
 ttl        otherwise                                ``ttl`` after the last renewal
-recovered  state.db was lost                        an operator, or a new proof of use
+recovered  state.db, or a lease in it, was lost     an operator, or a new proof of use
 ========== ======================================= ==============================================
 
 Time is CLOCK_BOOTTIME with the boot's id: a wall clock that jumps ends nothing,
@@ -73,13 +73,24 @@ class Lease:
 
     @classmethod
     def from_json(cls, text: str) -> Lease:
-        """Raises ValueError, KeyError or TypeError for what is none."""
+        """Raises ValueError, KeyError or TypeError for what is none.
+
+        Strict, for one that is not understood counts as lost, while one half understood may keep nothing.
+        """
         data = json.loads(text)
         data["kind"] = LeaseKind(data["kind"])
         data["models"] = tuple(
             LeasedModel(SnapshotId(RepoId(repo), Commit(commit)), revision) for repo, commit, revision in data["models"]
         )
-        return cls(**data)
+        lease = cls(**data)
+        texts = [lease.id, lease.holder, lease.boot_id, lease.pod_uid]
+        texts += [text for m in lease.models for text in (m.snapshot.repo_id, m.snapshot.commit, m.revision)]
+        numbers = [lease.granted_at, lease.renewed_boottime, 0.0 if lease.ttl_seconds is None else lease.ttl_seconds]
+        if not lease.models or not all(isinstance(text, str) for text in texts):
+            raise ValueError("names no model")
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("has a time that is none")
+        return lease
 
     def expires_in(self, now: float, boot_id: str) -> float | None:
         """Seconds to its end; None where only an event ends it."""

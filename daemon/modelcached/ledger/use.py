@@ -21,6 +21,7 @@ from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_c
 
 T = TypeVar("T")
 Refs = Mapping[RepoId, dict[Revision, Commit]]
+_UNKNOWN_HOLDER = "unknown: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,16 @@ class UseLedger:
         self.leases: dict[str, Lease] = {}
         self._streams: Counter[str] = Counter()  # lease id -> connected HoldModel streams
         self._gone_since: dict[str, float] = {}  # stream lease id -> when its last stream went
-        for body in contents.leases:
+        self.unreadable: list[str] = []
+        """Ids of leases that nobody can read: each may have been on any snapshot, until ``recover``."""
+        for lease_id, body in contents.leases:
             try:
                 lease = Lease.from_json(body)
             except (ValueError, KeyError, TypeError):
+                self.unreadable.append(lease_id)
+                continue
+            if lease.id != lease_id:  # its end would leave the row, and the next start bring it back
+                self.unreadable.append(lease_id)
                 continue
             if lease.boot_id != clock.boot_id:  # another boot starts a lease's time anew
                 lease = lease.renewed(clock.boottime(), clock.boot_id)
@@ -214,16 +221,26 @@ class UseLedger:
             return []
         return [("DELETE FROM leases WHERE id = ?", (lease_id,))]
 
-    def recover(self, snapshots: Iterable[SnapshotId]) -> list[Statement]:
-        """state.db was lost: every snapshot may be in use, so each gets a lease that only a person ends."""
-        statements: list[Statement] = []
+    def recover(self, snapshots: Iterable[SnapshotId], why: str) -> list[Statement]:
+        """Proofs of use were lost: every snapshot may be in use, so each gets a lease that only a person ends.
+
+        Leases that cannot be read are replaced by these, in the same transaction; otherwise
+        what a person has ended would come back with each start.
+        """
+        statements: list[Statement] = [("DELETE FROM leases WHERE id = ?", (lease_id,)) for lease_id in self.unreadable]
+        self.unreadable = []
         for snapshot in snapshots:
             lease, put = self.lease(
-                LeaseKind.RECOVERED, "unknown: state.db was lost", (LeasedModel(snapshot),), ttl_seconds=None
+                LeaseKind.RECOVERED, f"{_UNKNOWN_HOLDER}{why}", (LeasedModel(snapshot),), ttl_seconds=None
             )
             del lease
             statements += put
         return statements
+
+    def recovered(self) -> tuple[int, list[str]]:
+        """How many leases stand for proofs of use that were lost, and why they were."""
+        holders = [lease.holder for lease in self.leases.values() if lease.kind is LeaseKind.RECOVERED]
+        return len(holders), sorted({holder.removeprefix(_UNKNOWN_HOLDER) for holder in holders})
 
     @contextmanager
     def stream(self, lease_id: str) -> Iterator[None]:
