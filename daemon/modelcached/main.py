@@ -43,7 +43,7 @@ from modelcached.sources.xet import XetSource
 from modelcached.store.disk import Disk
 from modelcached.store.index import Blob
 from modelcached.store.layout import Layout
-from modelcached.store.owner import OwnerLock, prepare
+from modelcached.store.owner import Ballast, OwnerLock, prepare
 from modelcached.telemetry import logs
 from modelcached.telemetry.lag import LoopLag
 from modelcached.telemetry.listener import Listener
@@ -141,7 +141,7 @@ class Daemon:
         )
         upstream = Upstream(transfers, self.source, self.xet)
         self.cache = Cache(self.core, self.catalog, self.flights, upstream)
-        self.report = await recover(self.core, state_was_lost=not contents.complete)
+        self.report = await recover(self.core, lost=contents.lost)
         self.server = Server(self.cache, config.server, pods.seen)
         await self.server.start()
         self.listener = (
@@ -272,6 +272,9 @@ def _open_state(disk: Disk, layout: Layout) -> tuple[sqlite3.Connection, state.C
         except state.NewerSchemaError as error:
             raise CacheError(Reason.STORAGE_ERROR, f"{error}; start the newer daemon, or remove the file") from error
         except sqlite3.DatabaseError as error:
+            if again and state.is_full(error):
+                Ballast(disk, layout).drop()
+                continue
             if not again or not state.is_damage(error):
                 raise CacheError(Reason.STORAGE_ERROR, f"{layout.state_db} cannot be opened: {error}") from error
             log.error("state.db is damaged, starting a new one", path=layout.state_db, why=str(error))  # noqa: TRY400

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from modelcached.ledger import database
@@ -33,7 +37,7 @@ def test_a_lease_that_cannot_be_read_costs_no_model_in_use(hub: Hub, node: Node)
         hub.create_repo(name).commit(tiny_llama())
     (lost,) = node.ensure("org/leased")
     (kept,) = node.ensure("org/other")
-    node.kill()
+    node.terminate()
     with closing(sqlite3.connect(node.private / "state.db", isolation_level=None)) as connection:
         connection.execute("UPDATE leases SET body = substr(body, 5) WHERE id = ?", (lost["lease_id"],))
     node.start()
@@ -50,6 +54,105 @@ def test_a_lease_that_cannot_be_read_costs_no_model_in_use(hub: Hub, node: Node)
     node.start()
     assert [lease["id"] for lease in node.ctl("leases")] == [kept["lease_id"]], "an operator has spoken"
     assert node.run("cachectl", "evict", "org/leased", "--yes").returncode == 0
+
+
+def leases(node: Node) -> list[tuple[str, str]]:
+    return [(lease["kind"], lease["id"]) for lease in node.ctl("leases")]
+
+
+@pytest.mark.parametrize("damage", ["gone", "garbage"])
+def test_a_write_ahead_log_that_is_lost_costs_no_model_in_use(hub: Hub, node: Node, damage: str) -> None:
+    """state.db itself is whole, and older than the lease."""
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    node.ensure("org/tiny")
+    node.kill()
+    log = node.private / "state.db-wal"
+    if damage == "gone":
+        log.unlink()
+    else:
+        log.write_bytes(b"no log" * 1000)
+    node.start()
+    assert [kind for kind, _ in leases(node)] == ["recovered"]
+    assert any("write-ahead log is gone" in why for why in node.status().degraded)
+    assert node.run("cachectl", "evict", "org/tiny", "--yes").returncode == 75
+    node.ctl("release", "--recovered")
+    node.kill()
+    node.start()
+    assert (leases(node), list(node.status().degraded)) == ([], [])
+
+
+def test_neither_a_kill_nor_a_clean_end_nor_a_refused_start_loses_a_lease(hub: Hub, node: Node) -> None:
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    (ready,) = node.ensure("org/tiny")
+    granted = [("ttl", ready["lease_id"])]
+    for _ in range(2):
+        node.kill()
+        node.start()
+        assert leases(node) == granted
+    assert node.terminate() == 0
+    assert not (node.private / "state.db-wal").exists()
+    socket = node.cache_socket
+    socket.unlink(missing_ok=True)
+    (socket.parent / f"{socket.name}.lock").unlink(missing_ok=True)
+    socket.mkdir()
+    node.start(wait=False)
+    assert node.process is not None
+    assert node.process.wait(30) != 0, "a start that fails after it has opened the file"
+    socket.rmdir()
+    node.start()
+    assert (leases(node), list(node.status().degraded)) == (granted, [])
+
+
+def test_a_database_that_cannot_be_read_is_replaced_by_one_that_keeps_its_leases(hub: Hub, node: Node) -> None:
+    """A text that is none (here a pin's) spoils the whole reading."""
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    node.ensure("org/tiny")
+    node.terminate()
+    with closing(sqlite3.connect(node.private / "state.db", isolation_level=None)) as connection:
+        connection.execute("INSERT INTO pins VALUES ('org/tiny', CAST(x'ff' AS TEXT), 0)")
+    node.start()
+    assert [kind for kind, _ in leases(node)] == ["recovered"]
+    assert node.log_lines("state.db is damaged, starting a new one")
+    (ready,) = node.ensure("org/tiny")
+    node.kill()
+    node.start()
+    assert leases(node) == [("ttl", ready["lease_id"])]
+
+
+@pytest.fixture
+def on_a_small_disk(make_node: Callable[..., Node]) -> Iterator[Node]:
+    node = make_node(cache={"min_free": "0B", "budget": "64MB"})
+    node.cache_dir.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(node.cache_dir)], check=True)
+    yield node
+    node.stop()
+    subprocess.run(["umount", "--lazy", str(node.cache_dir)], check=True)
+
+
+def fill(directory: Path) -> None:
+    """Nothing is left for anybody."""
+    free = os.statvfs(directory)
+    if free.f_bavail:
+        with (directory / f"filled-{free.f_bavail}").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+    assert os.statvfs(directory).f_bavail == 0
+
+
+def test_a_full_disk_keeps_no_daemon_from_starting(hub: Hub, on_a_small_disk: Node) -> None:
+    node = on_a_small_disk.start()
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    (ready,) = node.ensure("org/tiny")
+    assert node.terminate() == 0
+    fill(node.cache_dir)
+    node.start()
+    assert leases(node) == [("ttl", ready["lease_id"])]
+    node.kill()
+    node.start()
+    assert leases(node) == [("ttl", ready["lease_id"])], "nor does it lose its leases there"
+    fill(node.cache_dir)
+    assert node.terminate() == 0
+    node.start()
+    assert leases(node) == [("ttl", ready["lease_id"])], "a clean end needs no room either"
 
 
 def test_a_database_that_cannot_be_opened_for_now_is_not_thrown_away(hub: Hub, node: Node) -> None:

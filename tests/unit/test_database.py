@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from modelcached.ledger.database import SCHEMA_VERSION, Database, NewerSchemaError, connect, contents
+from modelcached.ledger.database import COMPLETE, SCHEMA_VERSION, Database, NewerSchemaError, close, connect, contents
 
 PIN = "INSERT INTO pins VALUES (?, 'main', 0)"
 
@@ -143,3 +143,81 @@ def test_no_second_process_writes_to_it(path: Path) -> None:
     other.close()
     first.close()
     assert not Path(f"{path}-shm").exists(), "hostPath volumes need no shared memory"
+
+
+# A write-ahead log that is not there
+
+
+@pytest.fixture
+def killed(path: Path, tmp_path: Path) -> Path:
+    """What a kill leaves after a start that was finished; the pin stands for a lease since the last checkpoint."""
+    connection = connect(str(path))
+    for sql, arguments in [COMPLETE, (PIN, ("org/a",))]:
+        connection.execute(sql, arguments)
+    left = tmp_path / "killed"
+    left.mkdir()
+    for file in (path, Path(f"{path}-wal")):
+        shutil.copy(file, left / file.name)
+    close(connection)
+    return left / path.name
+
+
+def found(path: Path) -> tuple[str, list[str]]:
+    """Why leases may be missing, and the pins; the file is left as a kill leaves it."""
+    connection = connect(str(path))
+    try:
+        there = contents(connection)
+        left = [shutil.copy(file, f"{file}.left") for file in (path, Path(f"{path}-wal")) if file.exists()]
+    finally:
+        close(connection)
+    for copy in left:
+        os.replace(copy, copy.removesuffix(".left"))
+    return there.lost, [repo for repo, _ in there.pins]
+
+
+def test_nothing_is_lost_where_the_log_of_a_killed_daemon_is_there(killed: Path) -> None:
+    assert found(killed) == ("", ["org/a"])
+    assert found(killed) == ("", ["org/a"]), "killed again before it has written anything"
+
+
+def test_nothing_is_lost_after_a_clean_end_which_leaves_no_log(path: Path) -> None:
+    connection = connect(str(path))
+    connection.execute(*COMPLETE)
+    close(connection)
+    assert not Path(f"{path}-wal").exists()
+    assert found(path) == ("", [])
+
+
+def test_a_file_that_is_new_has_lost_everything(path: Path) -> None:
+    assert found(path) == ("state.db was lost", [])
+
+
+@pytest.mark.parametrize("left", [None, b"", b"\0" * 16, b"\0" * 4096, b"no log" * 1000, "a bit"])
+def test_a_log_that_is_gone_or_garbage_after_a_kill_is_noticed_until_it_is_made_up_for(
+    killed: Path, left: bytes | str | None
+) -> None:
+    log = Path(f"{killed}-wal")
+    if left is None:
+        log.unlink()
+    elif isinstance(left, bytes):
+        log.write_bytes(left)
+    else:
+        content = bytearray(log.read_bytes())
+        content[20] ^= 1  # of a salt
+        log.write_bytes(content)
+    for _ in range(2):  # killed before anybody has made up for it: the next start says it again
+        why, there = found(killed)
+        assert ("write-ahead log is gone or damaged" in why, there) == (True, [])
+    connection = connect(str(killed))
+    connection.execute(*COMPLETE)
+    close(connection)
+    assert found(killed) == ("", [])
+
+
+def test_a_log_that_is_garbage_beside_a_file_that_was_closed_costs_nothing(path: Path) -> None:
+    connection = connect(str(path))
+    for sql, arguments in [COMPLETE, (PIN, ("org/a",))]:
+        connection.execute(sql, arguments)
+    close(connection)
+    Path(f"{path}-wal").write_bytes(b"no log" * 1000)
+    assert found(path) == ("", ["org/a"])

@@ -50,8 +50,8 @@ class Report:
         )
 
 
-async def recover(core: Core, *, state_was_lost: bool) -> Report:
-    """Fills index and account from the disk. ``state_was_lost``: state.db had to be made anew."""
+async def recover(core: Core, *, lost: str) -> Report:
+    """Fills index and account from the disk. ``lost``: why leases may be missing from state.db; empty if none is."""
     report = Report()
     await core.pools.on_disk(_clear_unfinished, core, report)
     found, strangers = await core.pools.on_disk(scan_hub, core.layout)
@@ -83,7 +83,7 @@ async def recover(core: Core, *, state_was_lost: bool) -> Report:
                 core.use.named(repo_id, revision, commit)
     await measure_all(core)
     # Our own records prove that a daemon was here: without its database, every snapshot may be in use.
-    report.recovered_leases = await _recover_leases(core, "state.db was lost" if state_was_lost and records else "")
+    report.recovered_leases = await _recover_leases(core, lost if records else "")
     report = report.sorted()
     log.info(
         "recovered",

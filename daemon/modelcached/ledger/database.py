@@ -3,6 +3,10 @@
 One writer thread owns the connection; statements queued meanwhile go into one
 transaction (group commit). WAL with synchronous=NORMAL: a commit survives a
 kill, and after a power loss the database is whole, perhaps a moment older.
+
+While a daemon has it open, the file itself (not only its WAL) carries a mark
+that a clean end takes away. A file with the mark and without a WAL has lost
+what was committed since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from modelcached.ledger import wal
 
 SCHEMA_VERSION = 1
 HISTORY_ROWS = 10_000
@@ -34,8 +40,9 @@ CREATE TABLE history (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NU
 
 Statement = tuple[str, Sequence[Any]]
 
-COMPLETE: Statement = ("INSERT OR REPLACE INTO meta VALUES ('complete', 'yes')", ())
-"""Written with the leases of a first start; a file without it counts as lost."""
+_COMPLETE, _NEW = "yes", "state.db was lost"
+COMPLETE: Statement = ("INSERT OR REPLACE INTO meta VALUES ('complete', ?)", (_COMPLETE,))
+"""Written with the leases of a first start; a file without it, or with another value that says why, counts as lost."""
 
 
 def proven_pods_directory(identity: str) -> Statement:
@@ -56,8 +63,8 @@ class Contents:
     """Id and body."""
     pins: list[tuple[str, str]] = field(default_factory=list)
     named: list[tuple[str, str, str, int]] = field(default_factory=list)
-    complete: bool = False
-    """Every lease that should be in the file is: the start that made it came to its end."""
+    lost: str = _NEW
+    """Why leases may be missing from the file; empty once a start has made up for them."""
     pods_directory: str = ""
     """What ``proven_pods_directory`` kept; empty where it never did."""
 
@@ -67,6 +74,7 @@ def connect(path: str) -> sqlite3.Connection:
 
     Raises sqlite3.DatabaseError where it is none, NewerSchemaError where it is too new.
     """
+    has_wal = wal.has_header(path)  # before SQLite looks, and begins a new one
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
     try:
         # EXCLUSIVE before WAL: then the -shm file is not needed, and hostPath volumes need no mmap.
@@ -83,10 +91,34 @@ def connect(path: str) -> sqlite3.Connection:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
+        _mark_open(connection, cut_off=not has_wal)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _mark_open(connection: sqlite3.Connection, *, cut_off: bool) -> None:
+    """From here on the file must have a WAL beside it, until ``close``.
+
+    What is found lost is written down at once: the new WAL would hide it from the next start.
+    """
+    was_open = connection.execute("SELECT 1 FROM meta WHERE key = 'open'").fetchone() is not None
+    if was_open and cut_off:
+        why = "state.db was not closed, and its write-ahead log is gone or damaged"
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('complete', ?)", (why,))
+    elif not was_open:
+        connection.execute("INSERT INTO meta VALUES ('open', 'yes')")
+        connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()  # into the file itself, and onto the disk
+
+
+def close(connection: sqlite3.Connection) -> None:
+    """A clean end: all is in the file, and the mark is gone. Where that fails the mark stays: leases last longer."""
+    with contextlib.suppress(sqlite3.Error):
+        # RESTART: the frame after it takes the place of an old one, so that a full disk has room for it.
+        connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        connection.execute("DELETE FROM meta WHERE key = 'open'")
+    connection.close()
 
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
@@ -98,6 +130,11 @@ def is_damage(error: sqlite3.DatabaseError) -> bool:
     return (code & 0xFF) in _DAMAGED
 
 
+def is_full(error: sqlite3.DatabaseError) -> bool:
+    """The disk has no room for what a start writes."""
+    return (getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF) == sqlite3.SQLITE_FULL
+
+
 def contents(connection: sqlite3.Connection) -> Contents:
     """Reads all of it; it is small."""
     meta: dict[str, str] = dict(connection.execute("SELECT key, value FROM meta"))
@@ -106,7 +143,7 @@ def contents(connection: sqlite3.Connection) -> Contents:
         leases=connection.execute("SELECT id, body FROM leases").fetchall(),
         pins=connection.execute("SELECT repo_id, revision FROM pins").fetchall(),
         named=connection.execute("SELECT repo_id, revision, commit_id, tick FROM named").fetchall(),
-        complete="complete" in meta,
+        lost="" if meta.get("complete") == _COMPLETE else meta.get("complete", _NEW),
         pods_directory=meta.get("pods_directory", ""),
     )
 
@@ -144,7 +181,7 @@ class Database:
         """Writes what is queued, then closes the file."""
         self._queue.put(None)
         self._thread.join()
-        self._connection.close()
+        close(self._connection)
 
     def _run(self) -> None:
         running = True
