@@ -62,7 +62,9 @@ class ModelCacheError(Exception):
 
     @property
     def mend(self) -> str:
-        """What to do about it."""
+        """What to do about it: as the daemon says, else as the table does."""
+        if own := self.metadata.get("mend"):
+            return own
         if (known := _known(self.reason)) is not None:
             return TABLE[known].mend
         return _BY_CODE.get(self.code, _BY_NO_CODE)[1]

@@ -19,7 +19,7 @@ class CacheError(Exception):
     """A refusal or failure that explains itself (invariant 7).
 
     ``message`` is a whole sentence without a full stop: what was wrong, with
-    which value, whose limit. The mend is added from the table.
+    which value, whose limit. What to do is added: ``mend``, else the table's.
     """
 
     def __init__(
@@ -29,11 +29,15 @@ class CacheError(Exception):
         *,
         metadata: Mapping[str, object] | None = None,
         retry_delay: timedelta | None = None,
+        mend: str = "",
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.mend = mend or TABLE[reason].mend
         self.metadata = {key: str(value) for key, value in (metadata or {}).items()}
+        if mend:  # else a client would add the table's
+            self.metadata["mend"] = mend
         self.retry_delay = retry_delay
 
     @property
@@ -44,4 +48,4 @@ class CacheError(Exception):
     @property
     def text(self) -> str:
         """The same words for the log, the status detail and the client's exit."""
-        return f"{self.message}; {self.entry.mend}"
+        return f"{self.message}; {self.mend}"

@@ -270,7 +270,8 @@ def _open_state(disk: Disk, layout: Layout) -> tuple[sqlite3.Connection, state.C
             connection = state.connect(layout.state_db)
             return connection, state.contents(connection)
         except state.NewerSchemaError as error:
-            raise CacheError(Reason.STORAGE_ERROR, f"{error}; start the newer daemon, or remove the file") from error
+            mend = "start the newer daemon, or remove the file"
+            raise CacheError(Reason.STORAGE_ERROR, str(error), mend=mend) from error
         except sqlite3.DatabaseError as error:
             if again and state.is_full(error):
                 Ballast(disk, layout).drop()

@@ -270,7 +270,8 @@ def test_a_second_daemon_on_a_cache_refuses_and_names_the_first(make_node: Calla
     first, second = make_node().start(), make_node()
     second.settings["cache"]["dir"] = str(first.cache_dir)
     said = refuses_to_start(second)
-    assert f"{first.cache_dir} is owned by another modelcached: pid {first.ps.pid} on {os.uname().nodename}" in said
+    owner = f"{first.cache_dir} is owned by another modelcached: pid {first.ps.pid} on {os.uname().nodename}"
+    assert f'"{owner}; stop it, or choose another cache.dir"' in said, "the disk is not what to look at"
     assert answers(first.cache_socket)
     first.kill()
     assert second.start().status().budget_bytes > 0, "what a kill left behind keeps nobody out"
@@ -279,7 +280,8 @@ def test_a_second_daemon_on_a_cache_refuses_and_names_the_first(make_node: Calla
 def test_a_second_daemon_on_a_socket_refuses_and_the_first_stays_reachable(make_node: Callable[..., Node]) -> None:
     first, second = make_node().start(), make_node()
     second.settings["server"]["cache_socket"] = str(first.cache_socket)
-    assert f"{first.cache_socket} is served by another modelcached" in refuses_to_start(second)
+    told = f"{first.cache_socket} is served by another modelcached; stop it, or choose another path"
+    assert f'"{told}"' in refuses_to_start(second)
     assert answers(first.cache_socket)
     assert answers(first.admin_socket)
 
@@ -288,8 +290,26 @@ def test_what_is_no_socket_is_not_removed_for_one(make_node: Callable[..., Node]
     node = make_node()
     node.cache_socket.parent.mkdir(parents=True)
     node.cache_socket.write_text("somebody's file")
-    assert f"{node.cache_socket} is there and is no socket" in refuses_to_start(node)
+    told = f"{node.cache_socket} is there and is no socket; remove it, or choose another path"
+    assert f'"{told}"' in refuses_to_start(node)
     assert node.cache_socket.read_text() == "somebody's file"
+
+
+# What is not there
+
+
+def test_who_wants_to_evict_what_is_not_there_is_not_told_to_bring_it(hub: Hub, node: Node) -> None:
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    node.ensure("org/tiny")
+    for model in ("org/none", "org/none@main", "org/tiny@dev"):
+        done = node.run("cachectl", "evict", model, "--yes")
+        assert done.returncode == 66
+        assert done.stderr == f"cachectl: {model} is not in the cache; cachectl ls shows what is\n"
+    done = node.run("cachectl", "pin", "org/none")
+    assert (done.returncode, done.stderr) == (
+        66,
+        "cachectl: org/none@main is not in the cache; ensure it first\n",
+    )
 
 
 # Reload

@@ -82,6 +82,7 @@ class Core:
             raise CacheError(
                 Reason.STORAGE_ERROR,
                 f"cache.budget is {format_size(budget)}; the daemon itself needs {format_size(LEAST_BUDGET_BYTES)}",
+                mend="raise it",
             )
         self.space.limits = Limits(budget, section.min_free.of(filesystem_bytes), SET_ASIDE_BYTES)
 

@@ -23,13 +23,13 @@ class Shelf:
         self._core = core
         self._assemblies = assemblies
 
-    def find(self, repo_id: RepoId, revision: Revision) -> Snapshot:
-        """A cached snapshot by branch, tag or commit. Raises CacheError(MODEL_NOT_CACHED)."""
+    def find(self, repo_id: RepoId, revision: Revision, mend: str = "") -> Snapshot:
+        """A cached snapshot by branch, tag or commit. Raises CacheError(MODEL_NOT_CACHED), with ``mend`` if given."""
         repo = self._core.index.repos.get(repo_id)
         commit: Commit | None = as_commit(revision) or (repo.refs.get(revision) if repo else None)
         snapshot = repo.snapshots.get(commit) if repo and commit else None
         if snapshot is None or snapshot.state is SnapshotState.CONDEMNED:
-            raise CacheError(Reason.MODEL_NOT_CACHED, f"{repo_id}@{revision} is not in the cache")
+            raise CacheError(Reason.MODEL_NOT_CACHED, f"{repo_id}@{revision} is not in the cache", mend=mend)
         return snapshot
 
     async def get(self, model: ModelRequest) -> CachedModel:
@@ -42,7 +42,7 @@ class Shelf:
                 f"{model.repo_id}@{model.revision} is in the cache, but not whole for {model.profile.canonical}",
             )
         if not await is_whole(self._core, Want(snapshot.record, selection, model.revision, stale=False)):
-            raise CacheError(Reason.MODEL_NOT_CACHED, f"{snapshot.id} lost files on disk; ensure it to heal it")
+            raise CacheError(Reason.MODEL_NOT_CACHED, f"{snapshot.id} lost files on disk", mend="ensure it to heal it")
         return self.describe([snapshot])[0]
 
     def describe(self, snapshots: Sequence[Snapshot]) -> list[CachedModel]:
@@ -77,13 +77,14 @@ class Shelf:
         return self.describe(chosen), chosen[-1].id if len(rest) > size else None
 
     def named(self, repo_id: RepoId, revision: Revision | None) -> list[SnapshotId]:
-        """What an operator means: one snapshot, or every cached commit. Raises CacheError(MODEL_NOT_CACHED)."""
+        """What an operator wants to go: one snapshot, or every cached commit. Raises CacheError(MODEL_NOT_CACHED)."""
+        mend = "cachectl ls shows what is"  # to bring it, only to evict it, would be no help
         if revision is not None:
-            return [self.find(repo_id, revision).id]
+            return [self.find(repo_id, revision, mend).id]
         repo = self._core.index.repos.get(repo_id)
         found = sorted(s.id for s in repo.snapshots.values()) if repo else []
         if not found:
-            raise CacheError(Reason.MODEL_NOT_CACHED, f"{repo_id} is not in the cache")
+            raise CacheError(Reason.MODEL_NOT_CACHED, f"{repo_id} is not in the cache", mend=mend)
         return found
 
     async def status(self) -> Status:

@@ -63,7 +63,9 @@ class Socket:
         except BlockingIOError as error:
             os.close(lock)
             raise CacheError(
-                Reason.STORAGE_ERROR, f"{self.path} is served by another modelcached; stop it, or choose another path"
+                Reason.STORAGE_ERROR,
+                f"{self.path} is served by another modelcached",
+                mend="stop it, or choose another path",
             ) from error
         if self._lock >= 0:
             os.close(self._lock)
@@ -83,7 +85,8 @@ class Socket:
         """A socket left by a daemon that was killed; the lock says that nobody serves it."""
         if os.path.lexists(self.path):
             if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
-                raise CacheError(Reason.STORAGE_ERROR, f"{self.path} is there and is no socket; remove it")
+                told = f"{self.path} is there and is no socket"
+                raise CacheError(Reason.STORAGE_ERROR, told, mend="remove it, or choose another path")
             self.path.unlink()
 
     async def watch(self) -> None:

@@ -162,7 +162,8 @@ class Layout:
             kind = "a symlink" if stat.S_ISLNK(mode) else "not a directory"
             raise CacheError(
                 Reason.STORAGE_ERROR,
-                f"{path} is {kind}, where the cache keeps a directory of its own; remove it",
+                f"{path} is {kind}, where the cache keeps a directory of its own",
                 metadata={"path": path},
+                mend="remove it",
             )
         return True

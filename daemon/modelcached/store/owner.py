@@ -28,8 +28,11 @@ class OwnerLock:
         except BlockingIOError as error:
             owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
-            told = f"{self._layout.cache_dir} is owned by another modelcached: {owner}"
-            raise CacheError(Reason.STORAGE_ERROR, f"{told}; stop it, or choose another cache.dir") from error
+            raise CacheError(
+                Reason.STORAGE_ERROR,
+                f"{self._layout.cache_dir} is owned by another modelcached: {owner}",
+                mend="stop it, or choose another cache.dir",
+            ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self._descriptor = descriptor

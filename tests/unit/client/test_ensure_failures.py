@@ -41,6 +41,14 @@ def test_a_message_that_has_the_mend_already_is_not_said_twice(daemon, ensure_mo
     assert err.count(mend) == 1
 
 
+def test_a_mend_of_the_daemons_own_takes_the_tables_place(daemon, ensure_model):
+    daemon.on_ensure = refusing(
+        Reason.STORAGE_ERROR, message="hub is a symlink; remove it", metadata={"mend": "remove it"}
+    )
+    _, _, err = ensure_model("org/name")
+    assert err.splitlines()[-1].startswith("ensure-model: hub is a symlink; remove it (request ")
+
+
 @pytest.mark.parametrize(
     ("code", "exit_status", "words"),
     [
