@@ -108,20 +108,30 @@ def open_channel(address: str) -> grpc.Channel:
     return grpc.insecure_channel(target, options=list(options))
 
 
-def explain_unreachable(address: str) -> str:
-    """Why nobody answers at a Unix address, in words that say what to look at; empty when nothing can be said."""
+def explain_unreachable(address: str, told: str) -> str:
+    """Why nobody answers at an address, in words that say what to look at.
+
+    ``told`` is what gRPC said: of a host it is all that is known without asking it again.
+    """
     path = socket_path(address)
     if path is None:
-        return ""
+        return next((why for words, why in _TOLD_OF_HOSTS.items() if words in told.lower()), "it does not answer")
     directory = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(directory):
         return f"its directory {directory} does not exist: is it mounted here?"
     error = _connect(path)
     if error is None:
-        return ""
+        return "somebody listens there, but the connection broke"
     number = error.errno or 0
     return _CONNECT_ERRORS.get(number) or f"{errno.errorcode.get(number, 'error')}: {error.strerror}"
 
+
+_TOLD_OF_HOSTS = {
+    "connection refused": "nobody listens there: is the daemon running?",
+    "resol": "its name is not known here",  # "DNS resolution failed", "errors resolving"
+    "unreachable": "no network leads there",
+    "no route": "no network leads there",
+}
 
 _CONNECT_ERRORS = {
     errno.ENOENT: "no socket there yet: is the daemon running?",

@@ -122,7 +122,13 @@ class LeaseKeeper:
         try:
             self._client.release(self._lease_id, timeout_seconds=RELEASE_SECONDS)
         except ModelCacheError as error:
-            self._reporter.warn(f"lease {self._lease_id} not released, it will end by itself: {error.message}")
+            self._reporter.warn(f"lease {self._lease_id} not released, it will end by itself: {self._why(error)}")
+
+    def _why(self, error: ModelCacheError) -> str:
+        address = self._client.address
+        if error.reason or not error.connection_lost:
+            return error.message
+        return f"the daemon at {address} is not reachable: {explain_unreachable(address, error.message)}"
 
     def _hold_once(self) -> None:
         with self._interruption.watching(self._client.hold(self._lease_id)) as stream:
@@ -136,7 +142,7 @@ class LeaseKeeper:
 
     def _recover(self, error: ModelCacheError) -> None:
         if error.connection_lost:
-            self._pause_for(f"{explain_unreachable(self._client.address) or error.message}")
+            self._pause_for(self._why(error))
         elif error.reason == Reason.LEASE_NOT_FOUND:
             self._warn(f"lease {self._lease_id} is gone; asking for a new one")
             self._lease_again()

@@ -127,4 +127,4 @@ def _waits_for(address: str, error: ModelCacheError) -> str:
         return f"to ask again: {error.text}"
     if error.reason:
         return f"the daemon at {address} to come back ({error.message})"
-    return f"the daemon at {address} ({explain_unreachable(address) or error.message})"
+    return f"the daemon at {address} ({explain_unreachable(address, error.message)})"

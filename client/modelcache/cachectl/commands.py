@@ -91,7 +91,7 @@ def _text(error: ModelCacheError, session: Session) -> str:
     if error.reason or error.code is not grpc.StatusCode.UNAVAILABLE:
         return error.text
     address = session.admin.address
-    return f"no daemon answers at {address}: {explain_unreachable(address) or error.message}; {error.mend}"
+    return f"no daemon answers at {address}: {explain_unreachable(address, error.message)}; {error.mend}"
 
 
 def _tell(reason: str, message: str, exit_status: int, *, as_json: bool) -> None:

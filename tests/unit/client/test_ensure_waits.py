@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from datetime import timedelta
 
 import pytest
+from modelcache.connection import explain_unreachable
 from modelcache.reasons import Reason
 
 from tests.unit.client.fake_daemon import progress, refuse, snapshot_path, until_over
@@ -27,6 +29,41 @@ def test_an_address_whose_directory_is_missing_says_so_and_waits(ensure_model, t
     assert status == 75
     assert f"its directory {tmp_path}/absent does not exist" in err
     assert "timed out" in err
+
+
+def test_a_host_that_does_not_answer_is_told_of_in_words_of_our_own(start_ensure_model, cachectl):
+    with socket.socket() as taken:  # and not listening: nobody else can
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        line = start_ensure_model("org/name", "--address", address).wait_for("waiting for the daemon")
+        _, _, err = cachectl("status", "--address", address)
+    assert line.startswith(f"ensure-model: waiting for the daemon at {address} (nobody listens there")
+    assert err.startswith(f"cachectl: no daemon answers at {address}: nobody listens there")
+    assert "failed to connect" not in line + err
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("errors resolving node-7:50: [field:hostname lookup error: ...]", "its name is not known here"),
+        ("DNS resolution failed for node-7:50: C-ares status is not ARES_SUCCESS", "its name is not known here"),
+        ("failed to connect to all addresses; last error: UNKNOWN: Network is unreachable", "no network leads there"),
+        ("something new", "it does not answer"),
+    ],
+)
+def test_what_grpc_says_of_a_host_is_said_shorter(told, why):
+    assert explain_unreachable("node-7:50", told) == why
+
+
+def test_a_socket_behind_which_the_connection_breaks_is_told_of_in_words_of_our_own(start_ensure_model, short_tmp):
+    path = short_tmp / "broken.sock"
+    with socket.socket(socket.AF_UNIX) as broken:
+        broken.bind(str(path))
+        broken.listen()
+        running = start_ensure_model("org/name", "--address", f"unix://{path}")
+        broken.accept()[0].close()
+        line = running.wait_for("waiting for the daemon")
+    assert "somebody listens there, but the connection broke" in line
 
 
 def test_a_restart_in_the_middle_is_survived_under_one_request_id(daemon, start_ensure_model):

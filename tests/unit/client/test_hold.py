@@ -51,7 +51,8 @@ def test_a_keeper_holds_the_same_lease_again_after_a_restart(daemon, start_ensur
     running = start_ensure_model("org/name", "--hold")
     assert daemon.held.get(timeout=WAIT) == LEASE
     daemon.stop()
-    running.wait_for("is not held")
+    line = running.wait_for("is not held")
+    assert f"the daemon at {daemon.address} is not reachable: " in line
     daemon.start()
     running.wait_for("is held again")
     assert daemon.held.get(timeout=WAIT) == LEASE
@@ -89,7 +90,8 @@ def test_a_keeper_ends_at_once_while_there_is_no_daemon(daemon, start_ensure_mod
     running.process.terminate()
     status, _, err = running.end()
     assert status == 0
-    assert "not released" in err
+    (last,) = (line for line in err.splitlines() if "not released" in line)
+    assert f"the daemon at {daemon.address} is not reachable: " in last
 
 
 def test_a_keeper_stays_when_the_daemon_refuses_to_hold(daemon, start_ensure_model):
