@@ -28,10 +28,15 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
-from modelcached.units import parse_duration, parse_size
+from modelcached.units import MIB, format_size, parse_duration, parse_size
 
 DEFAULT_CONFIG_FILE = Path("/etc/modelcached/config.toml")
 ENV_PREFIX = "MODELCACHED_"
+
+LEAST_BUDGET_BYTES = 8 * MIB
+"""Half of it is set aside for state.db and its log; the ballast and the directories need some of the rest."""
+_LONGEST_SOCKET_PATH = 107
+"""sockaddr_un.sun_path is 108 bytes with its NUL (unix(7))."""
 
 RELOADABLE = {
     "cache": {"budget", "min_free", "high_watermark", "low_watermark", "partial_ttl"},
@@ -91,6 +96,20 @@ def _size(value: object) -> int:
     return parse_size(value)
 
 
+def _budget(value: Size) -> Size:
+    # A share is known with the filesystem only; the start looks again.
+    if value.size_bytes is not None and value.size_bytes < LEAST_BUDGET_BYTES:
+        least = format_size(LEAST_BUDGET_BYTES)
+        raise ValueError(f"{format_size(value.size_bytes)} is less than the {least} that the daemon itself needs")
+    return value
+
+
+def _socket_path(value: Path) -> Path:
+    if len(os.fsencode(value)) > _LONGEST_SOCKET_PATH:
+        raise ValueError(f"{str(value)!r} is longer than the {_LONGEST_SOCKET_PATH} bytes of a socket path")
+    return value
+
+
 def _duration(value: object) -> object:
     if isinstance(value, timedelta):
         return value
@@ -148,6 +167,7 @@ ByteRate = Annotated[int, BeforeValidator(_size), PlainSerializer(lambda size: f
 Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(_seconds)]
 Timeout = Annotated[Duration, AfterValidator(_positive)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+SocketPath = Annotated[AbsolutePath, AfterValidator(_socket_path)]
 OptionalPath = Annotated[AbsolutePath | None, BeforeValidator(_empty_is_none)]
 FileMode = Annotated[int, BeforeValidator(_mode), PlainSerializer(lambda mode: f"{mode:04o}")]
 
@@ -161,7 +181,7 @@ class CacheSection(_Section):
 
     dir: AbsolutePath = Path("/var/lib/llm-models")
     """One filesystem; workloads mount `hub` below it."""
-    budget: SizeOrShare = Size(share=0.80)
+    budget: Annotated[SizeOrShare, AfterValidator(_budget)] = Size(share=0.80)
     """Most that `du` may ever see under dir, reservations included; a size or a share of the filesystem."""
     min_free: SizeOrShare = Size(share=0.10)
     """Free space (f_bavail) that is left to others. 10 % is kubelet's nodefs.available threshold."""
@@ -199,9 +219,9 @@ class HubSection(_Section):
 class ServerSection(_Section):
     """The two sockets. Mount their directories into pods, never the sockets themselves."""
 
-    cache_socket: AbsolutePath = Path("/run/modelcached/cache/cache.sock")
+    cache_socket: SocketPath = Path("/run/modelcached/cache/cache.sock")
     """What workloads call: CacheService."""
-    admin_socket: AbsolutePath = Path("/run/modelcached/admin/admin.sock")
+    admin_socket: SocketPath = Path("/run/modelcached/admin/admin.sock")
     """What operators call: AdminService, and CacheService too."""
     cache_socket_mode: FileMode = 0o666
     """Any uid: the mount is the grant."""
@@ -211,6 +231,12 @@ class ServerSection(_Section):
     """Calls under way at once over both sockets; above, OVERLOADED."""
     drain_timeout: Duration = timedelta(seconds=10)
     """How long SIGTERM waits for streams that have been told to end."""
+
+    @model_validator(mode="after")
+    def _two(self) -> ServerSection:
+        if self.cache_socket == self.admin_socket:
+            raise ValueError(f"cache_socket and admin_socket are both {self.cache_socket}: every workload could evict")
+        return self
 
 
 class MetricsSection(_Section):

@@ -71,7 +71,7 @@ GOOD: dict[str, tuple[str, Any]] = {
 
 BAD: dict[str, list[str]] = {
     "cache.dir": ['"relative"', "7", '""'],
-    "cache.budget": ['"lots"', "500", '"500"', '"101%"', '"-1GB"', '"50 %%"', "true", '"99999999PB"'],
+    "cache.budget": ['"lots"', "500", '"500"', '"101%"', '"-1GB"', '"50 %%"', "true", '"99999999PB"', '"1MB"', '"0B"'],
     "cache.min_free": ['"ten"', "10", '"-5%"'],
     "cache.high_watermark": ['"1GB"', "0.95", '"120%"'],
     "cache.low_watermark": ['"85"', "85"],
@@ -82,8 +82,8 @@ BAD: dict[str, list[str]] = {
     "hub.resolve_ttl": ['"5"', "300"],
     "hub.timeout": ['"0s"', "30"],
     "hub.max_files": ["0", '"many"', "-1"],
-    "server.cache_socket": ['"c.sock"', '""'],
-    "server.admin_socket": ['"a.sock"'],
+    "server.cache_socket": ['"c.sock"', '""', f'"/{"c" * 107}"'],
+    "server.admin_socket": ['"a.sock"', f'"/{"a" * 107}"'],
     "server.cache_socket_mode": ['"rw-rw-rw-"', "438", '"0888"', '"1777"'],
     "server.admin_socket_mode": ['"6"'],
     "server.max_streams": ["0", '"x"'],
@@ -204,6 +204,12 @@ def test_watermarks_stand_in_their_order(tmp_path: Path) -> None:
         load(written(tmp_path, "cache.high_watermark", '"50%"'))
 
 
+def test_the_two_sockets_are_two(tmp_path: Path) -> None:
+    file = written(tmp_path, "server.cache_socket", '"/run/modelcached/admin/admin.sock"')
+    with pytest.raises(ConfigError, match=r"^server: cache_socket and admin_socket are both /run"):
+        load(file)
+
+
 def test_flags_come_before_the_environment_and_that_before_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +316,13 @@ def test_check_tells_each_mistake_and_exits_78(tmp_path: Path) -> None:
         "cache.budget",
         "cache.size",
     ]
+
+
+def test_check_refuses_a_budget_that_the_start_would_refuse() -> None:
+    done = check("--budget", "5MB")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr == "modelcached: cache.budget: 5.0 MB is less than the 8.4 MB that the daemon itself needs\n"
+    assert check("--budget", "8MiB").returncode == 0
 
 
 def test_an_empty_directory_is_refused_and_is_not_the_one_we_stand_in() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from modelcached.cache.turns import Turns
-from modelcached.config import CacheSection, Config
+from modelcached.config import LEAST_BUDGET_BYTES, CacheSection, Config
 from modelcached.errors import CacheError, Reason
 from modelcached.events import Observer
 from modelcached.ledger.clock import Clock
@@ -30,9 +30,8 @@ from modelcached.store.scan import free_bytes, measure
 from modelcached.store.snapshots import SnapshotStore
 from modelcached.units import format_size
 
-SET_ASIDE_BYTES = 4 << 20
+SET_ASIDE_BYTES = LEAST_BUDGET_BYTES // 2
 """state.db and its WAL may grow by this without asking."""
-LEAST_BUDGET_BYTES = 2 * SET_ASIDE_BYTES
 
 
 @dataclass(slots=True, eq=False)
