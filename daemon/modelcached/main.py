@@ -15,9 +15,10 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
+from modelcache.reasons import EXIT_USAGE
 
 from modelcached import __version__
 from modelcached.cache import Cache, Core
@@ -304,8 +305,14 @@ async def serve(config: Config, config_file: Path | None, flags: dict[str, dict[
         await daemon.stop()
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """With the clients' exit status for a command line that cannot be obeyed."""
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="modelcached",
         description="Owns this node's LLM model cache: downloads once, verifies, shares, evicts against a budget.",
         epilog="Every setting is also MODELCACHED_SECTION__KEY in the environment; see docs/configuration.md.",

@@ -325,6 +325,17 @@ def test_check_refuses_a_budget_that_the_start_would_refuse() -> None:
     assert check("--budget", "8MiB").returncode == 0
 
 
+@pytest.mark.parametrize("arguments", [["--nope"], ["surplus"], ["--budget"]])
+def test_a_command_line_that_cannot_be_obeyed_exits_64(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "modelcached.main", *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith("modelcached: ")
+    assert done.stderr.endswith("; see modelcached --help\n")
+    assert done.stderr.count("\n") == 1
+
+
 def test_an_empty_directory_is_refused_and_is_not_the_one_we_stand_in() -> None:
     """`--cache-dir "$UNSET"` in a script."""
     done = check("--cache-dir", "")
