@@ -53,13 +53,12 @@ def _body(kind: FaultKind, **how: Any) -> Callable[[Where, str], tuple[Fault, ..
 
 
 def _redirect(where: Where, address: str) -> tuple[Fault, ...]:
-    """The signed address is refused in mid-file, and the next one leads nowhere; by rate, any first one does."""
-    nowhere = {"Location": f"{address}/model"}
-    if "at_file_byte" not in where:
-        return (Fault(FaultKind.STATUS, where="resolve", status=302, headers=nowhere, **where),)
-    refused = Fault(FaultKind.STATUS, where="cdn", status=403, **where)
-    later = {name: value for name, value in where.items() if name != "at_file_byte"}
-    return refused, Fault(FaultKind.STATUS, where="resolve", status=302, headers=nowhere, after=refused, **later)
+    """A redirect leads nowhere: in mid-file the CDN's own, by rate any first one.
+
+    One fault, not a refusal and then a bad redirect: a fresh address that another range got between them would do.
+    """
+    meets = {"where": "cdn" if "at_file_byte" in where else "resolve", **where}
+    return (Fault(FaultKind.STATUS, status=302, headers={"Location": f"{address}/model"}, **meets),)
 
 
 _GONE, _SILENT = Reason.UPSTREAM_UNAVAILABLE, Reason.UPSTREAM_STALLED
