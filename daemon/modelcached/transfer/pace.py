@@ -7,26 +7,57 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+_LOOK_SECONDS = 0.25
+"""How soon a thread that waits sees another rate."""
+
 
 class RateLimiter:
-    """Bytes a second over all mover threads; 0 is no limit. Thread-safe, changeable while running."""
+    """Bytes a second over all mover threads; 0 is no limit. Thread-safe, changeable while running.
+
+    What is taken is paid for afterwards, by whoever takes next, and nothing is saved up: one piece is the most
+    that ever goes beyond the rate. What is owed is kept in bytes, so that it is paid at the rate in force
+    now, not at the one in force when it was taken.
+    """
 
     def __init__(self, bytes_per_second: int) -> None:
-        self.bytes_per_second = bytes_per_second
         self._lock = threading.Lock()
-        self._free_at = 0.0  # when what was taken so far will have been paid for
+        self._rate = bytes_per_second
+        self._taken = self._paid = 0.0
+        self._paid_at = time.monotonic()
+
+    @property
+    def bytes_per_second(self) -> int:
+        """May be set at any time."""
+        return self._rate
+
+    @bytes_per_second.setter
+    def bytes_per_second(self, rate: int) -> None:
+        with self._lock:
+            self._pay()
+            self._rate = rate
 
     def take(self, size_bytes: int, sleep: Callable[[float], object] = time.sleep) -> None:
-        """Waits until the bytes may be received, or ``sleep`` was ended."""
-        rate = self.bytes_per_second
-        if rate <= 0:
-            return
+        """Waits until what was taken before is paid for, or ``sleep`` says that the wait was ended."""
         with self._lock:
-            now = time.monotonic()
-            wait = self._free_at - now
-            self._free_at = max(now, self._free_at) + size_bytes / rate
-        if wait > 0:
-            sleep(wait)
+            self._pay()
+            before = self._taken
+            self._taken += size_bytes
+        while (seconds := self._seconds_until(before)) > 0:
+            if sleep(min(seconds, _LOOK_SECONDS)):
+                return
+
+    def _seconds_until(self, paid: float) -> float:
+        with self._lock:
+            self._pay()
+            return (paid - self._paid) / self._rate if self._rate > 0 else 0.0
+
+    def _pay(self) -> None:
+        now = time.monotonic()
+        if self._rate > 0:
+            self._paid = min(self._taken, self._paid + (now - self._paid_at) * self._rate)
+        else:
+            self._paid = self._taken
+        self._paid_at = now
 
 
 class Cooldown:
