@@ -460,6 +460,8 @@ class Flights:
                 flight.moved.set()
                 if self._queue.over(origin):
                     self._work.set()
+            # The flight looks first at what came: a config that was wrong and is asked for again goes before weights.
+            await asyncio.sleep(0)
 
     async def _fetch(self, flight: Flight, part: Part) -> None:
         limit = self._limits.retry_timeout.total_seconds()
