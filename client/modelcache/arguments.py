@@ -66,6 +66,7 @@ class Options:
     ready_file: str | None
     termination_log: str | None
     retry: bool
+    prewarm: bool
     quiet: bool
     holder: str
     pod_uid: str
@@ -112,6 +113,7 @@ def _build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--retry", action="store_true", help="come again when the daemon names a delay or has no space now"
     )
+    how.add_argument("--prewarm", action="store_true", help="have the files read ahead into memory, in the background")
     how.add_argument("--hold", action="store_true", help="keep the lease until a signal, or while CMD runs")
     how.add_argument("--ready-file", metavar="PATH", help="exists while held: for a startup probe")
     how.add_argument("--holder", metavar="TEXT", help="who leases it, for operators (the host's name)")
@@ -147,6 +149,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         ready_file=given.ready_file,
         termination_log=given.termination_log,
         retry=given.retry,
+        prewarm=given.prewarm,
         quiet=given.quiet,
         holder=given.holder if given.holder is not None else os.uname().nodename,
         pod_uid=environ.get("POD_UID", "").strip(),

@@ -114,14 +114,16 @@ class Client:
         lease: cache_pb2.LeaseRequest | None = None,
         token: str = "",
         request_id: str = "",
+        prewarm: bool | None = None,
         timeout_seconds: float | None = None,
     ) -> Stream[EnsureEvent]:
         """Makes a model and its adapters whole on this node and leases them: Progress again and again, then Ready.
 
-        Cancelling stops the wait, not the transfer.
+        ``prewarm``: whether the daemon reads the files ahead into the page cache, after its answer; None leaves it to
+        the daemon's configuration. Cancelling stops the wait, not the transfer.
         """
         request = cache_pb2.EnsureModelRequest(
-            model=model, adapters=adapters, lease=lease, token=token, request_id=request_id
+            model=model, adapters=adapters, lease=lease, token=token, request_id=request_id, prewarm=prewarm
         )
         return self.ensure_request(request, timeout_seconds=timeout_seconds)
 

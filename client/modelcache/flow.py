@@ -94,6 +94,7 @@ def _request(options: Options) -> cache_pb2.EnsureModelRequest:
         # One for the whole run: the daemon's log lines of every try carry it.
         # 128 random bits, as uuid4().hex; importing uuid would take 3 ms of a hit.
         request_id=os.urandom(16).hex(),
+        prewarm=options.prewarm or None,  # unset: as the daemon's configuration says
     )
 
 

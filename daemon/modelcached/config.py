@@ -39,7 +39,15 @@ _LONGEST_SOCKET_PATH = 107
 """sockaddr_un.sun_path is 108 bytes with its NUL (unix(7))."""
 
 RELOADABLE = {
-    "cache": {"budget", "min_free", "high_watermark", "low_watermark", "partial_ttl"},
+    "cache": {
+        "budget",
+        "min_free",
+        "high_watermark",
+        "low_watermark",
+        "partial_ttl",
+        "prewarm",
+        "prewarm_rate",
+    },
     "hub": {"token_file", "resolve_ttl"},
     "transfer": {"models", "rate_limit", "xet"},
     "leases": {"ttl", "max_pod_lease", "reconnect_grace"},
@@ -191,6 +199,10 @@ class CacheSection(_Section):
     """Share of the budget at which it stops."""
     partial_ttl: Duration = timedelta(hours=24)
     """Unfinished data that nobody has asked for within this time is removed."""
+    prewarm: bool = False
+    """Whether models that are asked for are read ahead into the page cache, unless a request says so itself."""
+    prewarm_rate: ByteRate = 500_000_000
+    """Bytes a second that reading ahead takes from the disk; 0 is no limit."""
 
     @model_validator(mode="after")
     def _ordered(self) -> CacheSection:

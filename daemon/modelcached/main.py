@@ -41,6 +41,7 @@ from modelcached.sources.hub import HubApi
 from modelcached.sources.network import Network
 from modelcached.sources.upstream import Upstream
 from modelcached.sources.xet import XetSource
+from modelcached.store import memory
 from modelcached.store.disk import Disk
 from modelcached.store.index import Blob
 from modelcached.store.layout import Layout
@@ -141,7 +142,7 @@ class Daemon:
             observe=lambda call, outcome: self._observe(HubCalled(call, outcome)),
         )
         upstream = Upstream(transfers, self.source, self.xet)
-        self.cache = Cache(self.core, self.catalog, self.flights, upstream)
+        self.cache = Cache(self.core, self.catalog, self.flights, upstream, memory.available_bytes)
         self.report = await recover(self.core, lost=contents.lost)
         self.server = Server(self.cache, config.server, pods.seen)
         await self.server.start()

@@ -15,7 +15,7 @@ from modelcached import config as configuration
 from modelcached.config import RELOADABLE, Config, ConfigError, changed_keys, load
 
 KEYS: dict[str, set[str]] = {
-    "cache": {"dir", "budget", "min_free", "high_watermark", "low_watermark", "partial_ttl"},
+    "cache": {"dir", "budget", "min_free", "high_watermark", "low_watermark", "partial_ttl", "prewarm", "prewarm_rate"},
     "hub": {"endpoints", "token_file", "ca_file", "resolve_ttl", "timeout", "max_files"},
     "server": {
         "cache_socket",
@@ -39,6 +39,8 @@ GOOD: dict[str, tuple[str, Any]] = {
     "cache.high_watermark": ('"99%"', "99%"),
     "cache.low_watermark": ('"10%"', "10%"),
     "cache.partial_ttl": ('"90m"', "5400s"),
+    "cache.prewarm": ("true", True),
+    "cache.prewarm_rate": ('"1GB"', "1000000000B"),
     "hub.endpoints": ('["https://mirror.example", "http://hub.example:8080/path"]', None),
     "hub.token_file": ('"/run/secrets/token"', "/run/secrets/token"),
     "hub.ca_file": ('"/etc/ssl/corporate.pem"', "/etc/ssl/corporate.pem"),
@@ -76,6 +78,8 @@ BAD: dict[str, list[str]] = {
     "cache.high_watermark": ['"1GB"', "0.95", '"120%"'],
     "cache.low_watermark": ['"85"', "85"],
     "cache.partial_ttl": ['"24"', "24", '"one day"', '"999999999999d"'],
+    "cache.prewarm": ['"perhaps"', "2"],
+    "cache.prewarm_rate": ["1000", '"fast"'],
     "hub.endpoints": ["[]", '["ftp://x"]', '["https://user:password@x"]', '["no-scheme"]', '["https://x?q"]', "7"],
     "hub.token_file": ['"relative/token"', "7"],
     "hub.ca_file": ['"corporate.pem"', "true"],

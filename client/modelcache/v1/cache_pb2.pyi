@@ -99,10 +99,16 @@ class EnsureModelRequest(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PREWARM_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Sent to the Hub in place of the daemon's own token, for this request only."""
     request_id: _builtins.str
     """Appears in the daemon's log lines; made by the daemon when empty."""
+    prewarm: _builtins.bool
+    """Read the models' files ahead into the page cache, in the background and as
+    far as memory allows; the answer does not wait for it. Unset means what the
+    daemon's own `cache.prewarm` says.
+    """
     @_builtins.property
     def model(self) -> _common_pb2.ModelReference: ...
     @_builtins.property
@@ -117,12 +123,15 @@ class EnsureModelRequest(_message.Message):
         lease: Global___LeaseRequest | None = ...,
         token: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        prewarm: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm", "lease", b"lease", "model", b"model", "prewarm", b"prewarm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "lease", b"lease", "model", b"model", "request_id", b"request_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm", "adapters", b"adapters", "lease", b"lease", "model", b"model", "prewarm", b"prewarm", "request_id", b"request_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__prewarm: _TypeAlias = _typing.Literal["prewarm"]  # noqa: Y015
+    _WhichOneofArgType__prewarm: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prewarm) -> _WhichOneofReturnType__prewarm | None: ...
 
 Global___EnsureModelRequest: _TypeAlias = EnsureModelRequest  # noqa: Y015
 

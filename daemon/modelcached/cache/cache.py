@@ -4,6 +4,7 @@ wanting.py     what was asked, down to files
 assemblies.py  one running assembly for each set of files; assembly.py makes it whole
 admission.py   space for it; eviction.py takes others off the disk
 leasing.py     the proof of use that goes with the answer
+prewarm.py     reading ahead what was asked for, when the answer has left
 shelf.py       looking, for lists and for people
 
 State lives on the event loop and is changed only there; threads move, hash and
@@ -25,6 +26,7 @@ from modelcached.cache.assemblies import Assemblies, Watch
 from modelcached.cache.assembly import Tally, Want, is_whole
 from modelcached.cache.core import Core
 from modelcached.cache.leasing import Leasing
+from modelcached.cache.prewarm import Prewarmer
 from modelcached.cache.requests import CachedModel, EnsureRequest, Evicted, Outcome, Phase, Ready, ReadyModel, Status
 from modelcached.cache.shelf import Shelf
 from modelcached.cache.wanting import Wanting
@@ -42,11 +44,15 @@ log = structlog.get_logger()
 class Cache:
     """The event loop's alone."""
 
-    def __init__(self, core: Core, catalog: Catalog, flights: Flights, upstream: Upstream) -> None:
+    def __init__(
+        self, core: Core, catalog: Catalog, flights: Flights, upstream: Upstream, available_bytes: Callable[[], int]
+    ) -> None:
+        """``available_bytes``: of memory, for the page cache; called in a disk thread."""
         self.core = core
         self._catalog = catalog
         self._assemblies = Assemblies(core, flights, upstream)
         self._wanting = Wanting(core, catalog, self._assemblies)
+        self._prewarmer = Prewarmer(core.pools, lambda: core.config.cache, available_bytes)
         self.leasing = Leasing(core)
         self.shelf = Shelf(core, self._assemblies)
         self._under_way: set[asyncio.Timeout] = set()
@@ -112,9 +118,18 @@ class Cache:
                     await self.core.point(want.snapshot.repo_id, want.revision, want.snapshot.commit)
                 self.core.use.touch(want.snapshot)
             lease = await self.leasing.grant(wants, request.lease, pod_seen)
+        if request.prewarm or (request.prewarm is None and self.core.config.cache.prewarm):
+            self._prewarm(wants)
         return Ready(
             tuple(self._ready(want, tallies.get(want.snapshot)) for want in wants), lease, self.core.layout.hub
         )
+
+    def _prewarm(self, wants: Sequence[Want]) -> None:
+        """In the order of paths, which is that of shards."""
+        for want in wants:
+            entries = (want.entries[path] for path in sorted(want.entries))
+            blobs = (self.core.layout.blob(want.snapshot.repo_id, entry.digest) for entry in entries)
+            self._prewarmer.ask(want.snapshot, blobs)
 
     def _ready(self, want: Want, tally: Tally | None) -> ReadyModel:
         outcome = Outcome.HIT
@@ -177,6 +192,7 @@ class Cache:
         """Ends all requests, keeping what they have."""
         self.stopping = True
         self.leasing.stop()
+        await self._prewarmer.stop()
         await self._assemblies.stop(patience)
         await eviction.finished(list(self.core.evictions.values()))
         for scope in list(self._under_way):

@@ -58,6 +58,8 @@ class EnsureRequest:
     lease: LeaseWish
     token: str | None = field(default=None, repr=False)
     request_id: str = ""
+    prewarm: bool | None = None
+    """None: as ``cache.prewarm`` says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ def ensure_request(message: cache_pb2.EnsureModelRequest) -> EnsureRequest:
         LeaseWish(pod_uid, lease.stream, _text("lease.holder", lease.holder), ttl),
         token or None,
         _text("request_id", message.request_id, 64) or uuid.uuid4().hex,
+        message.prewarm if message.HasField("prewarm") else None,
     )
 
 

@@ -201,3 +201,11 @@ def test_a_stdout_that_is_full_is_a_failure_in_words(daemon, programs):
     assert ended.returncode == 74
     assert "cannot write to stdout" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_reading_ahead_is_asked_for_or_left_to_the_daemon(daemon, ensure_model):
+    ensure_model("org/name")
+    ensure_model("org/name", "--prewarm")
+    left, asked = daemon.ensured.get_nowait(), daemon.ensured.get_nowait()
+    assert not left.HasField("prewarm"), "as the daemon's configuration says"
+    assert asked.prewarm
