@@ -88,7 +88,8 @@ def _scale(options: argparse.Namespace) -> Scale:
     scale = QUICK if options.quick else FULL
     if options.size:
         size = parse_size(options.size)
-        scale = replace(scale, big_bytes=size, kill_bytes=size, far_bytes=min(size, scale.far_bytes))
+        near = min(size, scale.far_bytes)
+        scale = replace(scale, big_bytes=size, kill_bytes=size, far_bytes=near, xet_bytes=min(size, scale.xet_bytes))
     if options.small_files:
         scale = replace(scale, small_files=options.small_files)
     return replace(scale, rounds=options.runs, process_rounds=options.runs) if options.runs else scale

@@ -24,6 +24,8 @@ from tests.bench.peers import (
 )
 from tests.bench.proxy import long_road
 from tests.bench.server import Published, Site
+from tests.hub import Hub
+from tests.hub.cas import FULL_XORB_BYTES
 from tests.hub.content import FileSource
 from tests.hub.models import paced_model
 
@@ -41,6 +43,8 @@ class Scale:
     """What is killed half way, and what goes on meanwhile."""
     far_bytes: int
     """The file that comes from far away."""
+    xet_bytes: int
+    """What comes through the Xet store."""
     small_files: int
     hit_seconds: float
     rounds: int
@@ -50,8 +54,8 @@ class Scale:
     """Otherwise those that say most, and all of them in the first case alone."""
 
 
-FULL = Scale(4 * GIB, 4 * GIB, 512 * MIB, 2000, 5.0, 5, 100, all_peers=True)
-QUICK = Scale(1 * GIB, 512 * MIB, 128 * MIB, 500, 1.0, 3, 20, all_peers=False)
+FULL = Scale(4 * GIB, 4 * GIB, 512 * MIB, 1 * GIB, 2000, 5.0, 5, 100, all_peers=True)
+QUICK = Scale(1 * GIB, 512 * MIB, 128 * MIB, 256 * MIB, 500, 1.0, 3, 20, all_peers=False)
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,9 @@ def upstream(bench: Bench, repo_id: str, files: dict[str, FileSource]) -> Iterat
             yield site, model
 
 
-def contenders(job: Job, peers: Sequence[type[Download]], *, xet_endpoint: str | None = None) -> list[Download]:
-    """Ours first, then the peers; those that speak Xet only where there is a Hub that does."""
-    entered: list[Download] = [Modelcached(job), *(peer(job) for peer in peers)]
-    if xet_endpoint is not None:
-        over_xet = Job(job.model, xet_endpoint, job.work)
-        entered += [ModelcachedXet(over_xet), SnapshotXet(over_xet)]
-    return entered
+def contenders(job: Job, peers: Sequence[type[Download]]) -> list[Download]:
+    """Ours first, then the peers."""
+    return [Modelcached(job), *(peer(job) for peer in peers)]
 
 
 def _cold(shards: int) -> Prepare:
@@ -122,7 +122,7 @@ def _cold(shards: int) -> Prepare:
         peers = every if bench.scale.all_peers or shards > 1 else few
         with upstream(bench, "bench/cold", paced_model(bench.scale.big_bytes, shards)) as (site, model):
             job = Job(model, site.endpoint, bench.directory)
-            yield contenders(job, peers, xet_endpoint=site.xet_endpoint)
+            yield contenders(job, peers)
 
     return prepare
 
@@ -152,10 +152,24 @@ def _small(bench: Bench) -> Iterator[Sequence[Contender]]:
         yield contenders(Job(model, site.endpoint, bench.directory), peers)
 
 
+@contextmanager
+def _xet(bench: Bench) -> Iterator[Sequence[Contender]]:
+    """From the test Hub itself: nginx serves no xorbs. Its CAS is Python, and holds both back alike."""
+    with Hub(xet=True) as hub:
+        hub.cas.xorb_bytes = FULL_XORB_BYTES
+        repo = hub.create_repo("bench/xet")
+        commit = repo.commit(paced_model(bench.scale.xet_bytes, 4))
+        model = Published("bench/xet", commit, repo.files(commit), bench.directory)
+        measure.touch_disk(bench.directory, 2 * model.size_bytes)
+        job = Job(model, hub.endpoint, bench.directory)
+        yield [ModelcachedXet(job), SnapshotXet(job)]
+
+
 DOWNLOADS = (
     Case("cold-shards", "Cold, loopback, 4 shards", LARGE, _cold(4)),
     Case("cold-file", "Cold, loopback, 1 file", LARGE, _cold(1)),
     Case("far-50", "One file, 50 ms of round trip, 20 MB/s a connection", LARGE, _far(0.050)),
     Case("far-150", "One file, 150 ms of round trip, 20 MB/s a connection", LARGE, _far(0.150)),
+    Case("xet", "Cold, loopback, 4 shards over Xet, full-size xorbs", LARGE, _xet, ModelcachedXet.name),
     Case("small", "Small files, 1 to 64 KiB", SMALL, _small),
 )

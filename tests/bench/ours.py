@@ -21,10 +21,14 @@ class Modelcached(Download):
     """`ensure-model` against a daemon that already runs, its cache empty. CPU: both; memory: the daemon's."""
 
     name = OURS
+    origin = "hub"
+    """Where its bytes are counted."""
 
     def fetch(self, into: Path) -> Usage:
         with daemon(into, self.job.endpoint) as node:
             usage, self._said = ensure_measured(node, self.job.model, into)
+            if not node.metric("modelcached_fetched_bytes_total", origin=self.origin):
+                raise ContenderError(f"nothing came over {self.origin}")
             return usage
 
     def check(self, into: Path) -> None:
@@ -35,6 +39,7 @@ class ModelcachedXet(Modelcached):
     """The same from a Hub that offers Xet."""
 
     name = f"{OURS} (Xet)"
+    origin = "xet"
 
 
 @contextmanager

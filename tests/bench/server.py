@@ -40,7 +40,9 @@ class Published:
 
     @property
     def paths(self) -> list[Path]:
-        return [self.directory / path for path in self.files]
+        """What of it is a file on this disk; small ones may be in memory alone."""
+        there = [file.body.path or self.directory / path for path, file in self.files.items()]
+        return [path for path in there if path.exists()]
 
     @property
     def large(self) -> list[str]:
@@ -60,9 +62,6 @@ class Site:
         self.endpoint = f"http://127.0.0.1:{self._front_port}"
         self.far_endpoint = f"http://127.0.0.1:{self._far_front_port}"
         """The same, while a proxy serves ``roads``."""
-        self.xet_endpoint: str | None = None
-        """The hook for Xet: the address of a Hub that offers the same repositories through a CAS. While it is
-        None, contenders that need Xet are left out; set it in ``serving`` once the test Hub has a CAS."""
         self._log = directory / "sent.log"
 
     @contextmanager

@@ -38,8 +38,6 @@ def _cold(case: str) -> tuple[Target, ...]:
         Target(case, "seconds", 0.65, Curl.name, 0.8),
         Target(case, "cpu_gib", 2.0, Snapshot.name),
         Target(case, "peak", 300.0),
-        Target(case, "seconds", 0.8, SnapshotXet.name, who=ModelcachedXet.name),
-        Target(case, "peak", 600.0, who=ModelcachedXet.name),
     )
 
 
@@ -47,6 +45,8 @@ TARGETS = (
     *_cold("cold-shards"),
     *_cold("cold-file"),
     Target("far-50", "seconds", 4.0, Snapshot.name),
+    Target("xet", "seconds", 0.8, SnapshotXet.name, who=ModelcachedXet.name),
+    Target("xet", "peak", 600.0, who=ModelcachedXet.name),
     Target("hit-1", "p50", 1.2),
     Target("hit-1", "p99", 5.0),
     Target("hit-64", "rate", 1500.0),
