@@ -120,6 +120,18 @@ def is_downloading(asking: Asking) -> bool:
     return asking.last is not None and asking.last.phase == cache_pb2.PHASE_DOWNLOADING
 
 
+def test_what_can_never_fit_is_told_so_at_once_and_not_in_its_turn(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node(cache={"budget": "100MB"}, transfer={"models": 1, **PATIENT}).start()
+    publish(hub, "first")
+    publish(hub, "giant", size=LARGE)
+    with downloading(hub, node, "first") as first:
+        giant = Asking(node, "giant")
+        giant.ends()
+        assert giant.error is not None
+        assert giant.error.reason == "OVER_BUDGET"
+    assert first.is_ready()
+
+
 def test_one_at_a_time_first_come_first_served(hub: Hub, one_at_a_time: Node) -> None:
     node = one_at_a_time
     publish(hub, "first", "second", "third")

@@ -63,7 +63,7 @@ async def admit(
             shortfall = wanted - core.space.room_bytes(free)
             if shortfall <= 0:
                 return core.space.reserve(wanted, holder)
-            _check_ever_fits(core, whole_bytes, holder)
+            check_ever_fits(core, whole_bytes, holder)
             if await drop_leftovers(core, shortfall, expired_only=True):
                 continue
             victims, freed = eviction.plan(core, shortfall)
@@ -79,7 +79,8 @@ async def admit(
                 await eviction.finished(eviction.condemn(core, [victim.id for victim in victims], "space"))
 
 
-def _check_ever_fits(core: Core, whole_bytes: int, holder: str) -> None:
+def check_ever_fits(core: Core, whole_bytes: int, holder: str) -> None:
+    """Refuses (OVER_BUDGET) what exceeds the budget by itself; ``whole_bytes`` is its size from nothing."""
     limits = core.space.limits
     most = limits.budget_bytes - limits.set_aside_bytes
     if whole_bytes > most:

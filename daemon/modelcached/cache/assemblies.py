@@ -8,9 +8,10 @@ from datetime import timedelta
 
 import structlog
 
-from modelcached.cache.assembly import Assembly, Tally, Want
+from modelcached.cache.assembly import Assembly, Tally
 from modelcached.cache.core import Core
 from modelcached.cache.requests import Phase, Progress, Transfer
+from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, RepoId, SnapshotId
 from modelcached.sources.upstream import Upstream

@@ -8,75 +8,36 @@ the same meanwhile joins it.
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import structlog
 
-from modelcached.cache.admission import admit, blob_bytes, overhead_bytes, selection_bytes
+from modelcached.cache.admission import admit, blob_bytes, check_ever_fits, overhead_bytes, selection_bytes
 from modelcached.cache.core import Core
+from modelcached.cache.publication import publish
 from modelcached.cache.requests import Phase, Progress
 from modelcached.cache.turns import PASSING_BYTES, Turn
+from modelcached.cache.verification import verify_found
+from modelcached.cache.want import Want, missing
 from modelcached.errors import CacheError, Reason
-from modelcached.events import BlobCondemned
 from modelcached.ledger.space import Reservation
 from modelcached.ledger.victims import Name
-from modelcached.model import Digest, FileEntry, RepoId, Revision, Selection, SnapshotId, as_commit, repo_folder
+from modelcached.model import Digest, Revision, Selection, SnapshotId, as_commit, repo_folder
 from modelcached.sources.origin import LocalOrigin
 from modelcached.sources.upstream import Upstream
 from modelcached.store.disk import storage_error
-from modelcached.store.index import Blob, Snapshot, SnapshotState
-from modelcached.store.manifests import BlobStamp, Record
-from modelcached.store.scan import snapshot_stamps
+from modelcached.store.index import Blob
+from modelcached.store.manifests import BlobStamp
+from modelcached.store.scan import regular_status
 from modelcached.transfer.flight import Flight, Stage
 from modelcached.transfer.flights import Flights
-from modelcached.transfer.hashing import hash_file
 
 log = structlog.get_logger()
 
 _RATE_WINDOW_SECONDS = 5.0
-ADOPTED = "adopted"
-"""The selection of what was found right in a snapshot that this daemon did not write."""
-
-
-@dataclass(frozen=True)  # no slots: what is derived is computed once, for it may be a hundred thousand files
-class Want:
-    """One repository of a request, down to its files."""
-
-    record: Record
-    selection: Selection
-    revision: Revision
-    stale: bool
-
-    @property
-    def snapshot(self) -> SnapshotId:
-        """Which commit."""
-        return self.record.snapshot
-
-    @cached_property
-    def entries(self) -> dict[str, FileEntry]:
-        """The selected files."""
-        return {path: self.record.manifest.files[path] for path in self.selection.paths}
-
-    @cached_property
-    def digests(self) -> set[Digest]:
-        """Their blobs."""
-        return {entry.digest for entry in self.entries.values()}
-
-    @cached_property
-    def names(self) -> set[Name]:
-        """Those blobs as the repository's own."""
-        return {Name(self.snapshot.repo_id, digest) for digest in self.digests}
-
-    @cached_property
-    def bytes_total(self) -> int:
-        """The selection's size."""
-        return sum(entry.size_bytes for entry in self.entries.values())
 
 
 @dataclass(slots=True)
@@ -87,23 +48,6 @@ class Tally:
     linked_bytes: int = 0
     started: int = 0
     joined: int = 0
-
-
-async def is_whole(core: Core, want: Want) -> bool:
-    """The selection is complete and on disk, by belief and by stat through every link: a hit."""
-    snapshot = core.index.snapshot(want.snapshot)
-    if snapshot is None or snapshot.state is not SnapshotState.READY or snapshot.record is None:
-        return False
-    if want.selection.profile not in snapshot.record.selections:
-        return False
-    repo = core.index.repo(want.snapshot.repo_id)
-    links = {path: entry.digest for path, entry in want.entries.items()}
-    found = await core.pools.on_disk(snapshot_stamps, core.layout, want.snapshot, links)
-    for path, entry in want.entries.items():
-        blob, status = repo.blobs.get(entry.digest), found[path]
-        if blob is None or not blob.verified or status is None or BlobStamp.of(status) != blob.stamp:
-            return False
-    return True
 
 
 @dataclass(slots=True, eq=False)
@@ -184,8 +128,8 @@ class Assembly:
         total = sum(want.bytes_total for want in self.wants)
         if self._lacks_bytes is None:
             return Progress(self.phase, total, 0, 0, waiters, self.detail)
-        missing = sum(flight.size_bytes for flight in self.joined.values()) or self._lacks_bytes
-        done = total - missing + sum(flight.done_bytes for flight in self.joined.values())
+        lacking = sum(flight.size_bytes for flight in self.joined.values()) or self._lacks_bytes
+        done = total - lacking + sum(flight.done_bytes for flight in self.joined.values())
         phase, detail = self.phase, self.detail
         if phase is Phase.DOWNLOADING and all(f.stage >= Stage.VERIFYING for f in self.joined.values()):
             phase = Phase.VERIFYING
@@ -236,10 +180,10 @@ class Assembly:
                     self.tallies[want.snapshot] = Tally()
                     await self.core.settled(want.snapshot.repo_id)
                     await self.core.pools.on_disk(self.core.layout.check_repo, want.snapshot.repo_id)
-                    await self._verify_found(want)
+                    await self._verify(want)
                     await self._link(want)
                 whole = sum(selection_bytes(list(want.entries.values())) for want in self.wants)
-                async with self._its_turn():
+                async with self._its_turn(whole):
                     reservation = await admit(self.core, whole, self._look, self._need, self.holder)
                     self._take_off(reservation)
                     self.phase = Phase.DOWNLOADING
@@ -248,7 +192,9 @@ class Assembly:
                     await self._link(want)
                 self.phase = Phase.PUBLISHING
                 for want in self.wants if self.publishes else ():
-                    await self._publish(want)
+                    await publish(
+                        self.core, want, self._adopted.get(want.snapshot), self._points.get(want.snapshot, set())
+                    )
                 self.phase = Phase.READY
             except OSError as error:
                 raise storage_error(error, f"assembling {self.holder}") from error
@@ -259,77 +205,23 @@ class Assembly:
                     reservation.release()
                 await self.core.measure_after(*(want.snapshot.repo_id for want in self.wants))
 
-    async def _verify_found(self, want: Want) -> None:
-        """Believes no blob that was not hashed, or that no longer looks as it did when it was.
+    async def _verify(self, want: Want) -> None:
+        def tell(detail: str) -> None:
+            self.phase, self.detail = Phase.VERIFYING, detail
 
-        A snapshot that somebody else wrote may hold more than is asked for now: what of it proves
-        right is kept, as a selection of its own.
-        """
-        snapshot, files = self.core.index.snapshot(want.snapshot), want.record.manifest.files
-        await self._verify(want.snapshot.repo_id, {e.digest: e.size_bytes for e in want.entries.values()})
-        if snapshot is None or snapshot.record is not None:
-            return
-        more = {p: files[p] for p, digest in snapshot.links.items() if p in files and files[p].digest == digest}
-        await self._verify(want.snapshot.repo_id, {e.digest: e.size_bytes for e in more.values()})
-        blobs = self.core.index.repo(want.snapshot.repo_id).blobs
-        right = [path for path, e in more.items() if (blob := blobs.get(e.digest)) is not None and blob.verified]
-        if not set(right) <= want.selection.paths:
-            self._adopted[want.snapshot] = Selection(ADOPTED, "any", frozenset(right))
-
-    async def _verify(self, repo_id: RepoId, sizes: Mapping[Digest, int]) -> None:
-        for digest, size in sizes.items():
-            async with self.core.verifying(Name(repo_id, digest)):  # two would condemn what one of them has healed
-                await self._verify_one(repo_id, digest, size)
+        if (adopted := await verify_found(self.core, want, tell)) is not None:
+            self._adopted[want.snapshot] = adopted
         self.phase, self.detail = Phase.RESERVING, ""
-
-    async def _verify_one(self, repo_id: RepoId, digest: Digest, size: int) -> None:
-        core, blobs = self.core, self.core.index.repo(repo_id).blobs
-        path = core.layout.blob(repo_id, digest)
-        status = await core.pools.on_disk(_regular, path)
-        blob = blobs.get(digest)
-        if blob is not None and blob.foreign:
-            return  # copied and verified by a flight
-        if status is None:
-            core.index.drop_link(repo_id, digest)
-            return
-        if blob is not None and blob.verified and BlobStamp.of(status) == blob.stamp:
-            return
-        self.phase, self.detail = Phase.VERIFYING, f"hashing {digest.hex[:12]}"
-        right = status.st_size == size and await core.pools.on_hash(hash_file, path, digest, core.pools.stopping)
-        if right:
-            sealed = await core.pools.on_disk(core.snapshots.seal_blob, repo_id, digest)
-            if BlobStamp.of(sealed) == BlobStamp.of(status):
-                blobs[digest] = Blob.verified_now(sealed)
-                return
-            log.warning("blob changed while it was hashed, fetching it", repo_id=repo_id, digest=digest.hex)
-            core.index.drop_link(repo_id, digest)
-            return
-        now = await core.pools.on_disk(_regular, path)
-        if now is None or BlobStamp.of(now) != BlobStamp.of(status):
-            return  # somebody else has replaced what was hashed: not ours to judge
-        log.warning("blob is not what its name says", repo_id=repo_id, digest=digest.hex, size_bytes=status.st_size)
-        blobs.pop(digest, None)
-        await core.pools.on_disk(core.snapshots.quarantine_blob, repo_id, digest)
-        await core.measure("quarantine")
-        core.observe(BlobCondemned(repo_id, digest.hex))
-
-    def _missing(self, want: Want) -> dict[Digest, FileEntry]:
-        blobs = self.core.index.repo(want.snapshot.repo_id).blobs
-        return {
-            entry.digest: entry
-            for entry in want.entries.values()
-            if (blob := blobs.get(entry.digest)) is None or not blob.verified
-        }
 
     async def _link(self, want: Want) -> None:
         """Takes what another repository of the cache has, as the same inode."""
         target = want.snapshot.repo_id
-        for digest, entry in self._missing(want).items():
+        for digest, entry in missing(self.core, want).items():
             donor = self.core.index.donor(digest)
             if donor is None or donor == target:
                 continue
             expected = self.core.index.repo(donor).blobs[digest]
-            there = await self.core.pools.on_disk(_regular, self.core.layout.blob(donor, digest))
+            there = await self.core.pools.on_disk(regular_status, self.core.layout.blob(donor, digest))
             if there is None or BlobStamp.of(there) != expected.stamp:
                 continue  # not what was verified: fetched anew, the donor is healed when it is asked for
             givers = [s.id for s in self.core.index.repo(donor).snapshots.values() if digest in s.digests]
@@ -351,7 +243,7 @@ class Assembly:
     # Its turn
 
     @asynccontextmanager
-    async def _its_turn(self) -> AsyncIterator[None]:
+    async def _its_turn(self, whole_bytes: int) -> AsyncIterator[None]:
         """In line, before any space is promised, until it may fetch; or little is missing, for others fetched it."""
         turns = self.core.turns
         self._lacks_bytes = self._missing_bytes()
@@ -360,7 +252,7 @@ class Assembly:
             return
         self.turn = turns.enter(self._park, urgent=self.waiters > 0)
         try:
-            await self._stand_in_line(self.turn)
+            await self._stand_in_line(self.turn, whole_bytes)
             if not self.turn.held:
                 self._leave_line()
             yield
@@ -373,14 +265,15 @@ class Assembly:
             self._park()
             self.core.turns.leave(turn)
 
-    async def _stand_in_line(self, turn: Turn) -> None:
-        turns, lacked = self.core.turns, {want.snapshot: self._missing(want).keys() for want in self.wants}
+    async def _stand_in_line(self, turn: Turn, whole_bytes: int) -> None:
+        turns, lacked = self.core.turns, {want.snapshot: missing(self.core, want).keys() for want in self.wants}
         while True:
             change = turns.change
             if turns.stopping:
                 raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
             if turn.held or self._missing_bytes() <= PASSING_BYTES:
                 break
+            check_ever_fits(self.core, whole_bytes, self.holder)  # told at once, not after hours in line
             self.phase = Phase.QUEUED
             await change.wait()
             for want in self.wants:
@@ -388,7 +281,7 @@ class Assembly:
             self._lacks_bytes = self._missing_bytes()
         self.phase = Phase.RESERVING
         for want in self.wants:
-            self.tallies[want.snapshot].joined += len(lacked[want.snapshot] - self._missing(want).keys())
+            self.tallies[want.snapshot].joined += len(lacked[want.snapshot] - missing(self.core, want).keys())
 
     @property
     def _in_line(self) -> bool:
@@ -396,7 +289,9 @@ class Assembly:
         return self.phase is Phase.QUEUED and self.turn is not None and not self.turn.held
 
     def _missing_bytes(self) -> int:
-        lacking = {digest: entry.size_bytes for want in self.wants for digest, entry in self._missing(want).items()}
+        lacking = {
+            digest: entry.size_bytes for want in self.wants for digest, entry in missing(self.core, want).items()
+        }
         return sum(lacking.values())
 
     def _park(self) -> None:
@@ -419,7 +314,7 @@ class Assembly:
         fetch: dict[Digest, int] = {}
         paths, folders = 0, 0
         for want in self.wants:
-            for digest, entry in self._missing(want).items():
+            for digest, entry in missing(self.core, want).items():
                 if self.flights.get(digest) is None:
                     fetch[digest] = entry.size_bytes
             snapshot = self.core.index.snapshot(want.snapshot)
@@ -439,7 +334,7 @@ class Assembly:
         for want in self.wants:
             tally = self.tallies[want.snapshot]
             repo = self.core.index.repo(want.snapshot.repo_id)
-            for digest, entry in sorted(self._missing(want).items(), key=lambda item: item[1].size_bytes):
+            for digest, entry in sorted(missing(self.core, want).items(), key=lambda item: item[1].size_bytes):
                 flight = self.flights.get(digest)
                 if flight is None:
                     origins = self.upstream.origins(want.snapshot, entry, self.token)
@@ -469,56 +364,3 @@ class Assembly:
             own = {d: f for d, f in self.joined.items() if f.repo_id == want.snapshot.repo_id and d in want.digests}
             if tally.started:
                 tally.fetched_bytes = sum(f.size_bytes for f in own.values() if f.origin.label != "local")
-
-    async def _publish(self, want: Want) -> None:
-        """Snapshot, record, ref, listing: in the order in which a kill in between does no harm."""
-        core, snapshot_id = self.core, want.snapshot
-        async with core.publishing(snapshot_id):
-            snapshot = core.index.snapshot(snapshot_id)
-            record = snapshot.record if snapshot is not None and snapshot.record is not None else want.record
-            repo = core.index.repo(snapshot_id.repo_id)
-            blobs, files = repo.blobs, record.manifest.files
-            if missing := self._missing(want):
-                raise CacheError(
-                    Reason.STORAGE_ERROR,
-                    f"{len(missing)} blobs of {snapshot_id} vanished while it was being published",
-                    metadata={"digest": next(iter(missing)).hex},
-                )
-            # Selections that lost a blob meanwhile (somebody removed it) are complete no longer.
-            selections = {
-                name: selection
-                for name, selection in record.selections.items()
-                if all(
-                    (blob := blobs.get(files[path].digest)) is not None and blob.verified for path in selection.paths
-                )
-            }
-            selections[want.selection.profile] = want.selection
-            if (adopted := self._adopted.get(snapshot_id)) is not None:
-                selections[ADOPTED] = adopted
-            record = replace(record, selections=selections, readers=want.record.readers)
-            links = {path: files[path].digest for path in record.paths}
-            stamps = {digest: blobs[digest].stamp for digest in links.values()}
-            record = replace(record, stamps=stamps)
-            complete = links.keys() == files.keys()
-            leased = bool(core.use.leases_on(snapshot_id, core.refs()))
-            if not complete:
-                await core.pools.on_disk(core.snapshots.remove_tree_file, snapshot_id)
-            trashed = await core.pools.on_disk(core.snapshots.publish, snapshot_id, links, may_gap=not leased)
-            await core.pools.on_disk(core.manifests.write, record)
-            repo = core.index.repo(snapshot_id.repo_id)
-            repo.snapshots[snapshot_id.commit] = Snapshot(snapshot_id, links, record, SnapshotState.READY)
-            if complete:
-                await core.pools.on_disk(core.snapshots.write_tree, record.manifest)
-            if trashed is not None:
-                await core.pools.on_disk(core.disk.remove_tree, trashed)
-        for revision in sorted(self._points.get(snapshot_id, ())):
-            await core.point(snapshot_id.repo_id, revision, snapshot_id.commit)
-
-
-def _regular(path: str) -> os.stat_result | None:
-    """Stat of a regular file, not through a symlink; None for anything else."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None

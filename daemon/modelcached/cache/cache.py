@@ -1,11 +1,14 @@
 """The heart. Read ``Cache.ensure`` from the top; each step has a module of its own.
 
-wanting.py     what was asked, down to files
-assemblies.py  one running assembly for each set of files; assembly.py makes it whole
-admission.py   space for it; eviction.py takes others off the disk
-leasing.py     the proof of use that goes with the answer
-prewarm.py     reading ahead what was asked for, when the answer has left
-shelf.py       looking, for lists and for people
+wanting.py       what was asked, down to files (want.py)
+assemblies.py    one running assembly for each set of files; assembly.py makes it whole:
+verification.py  what is on the disk is believed once it was hashed
+turns.py         its turn to download
+admission.py     space for it; eviction.py takes others off the disk
+publication.py   showing it
+leasing.py       the proof of use that goes with the answer
+prewarm.py       reading ahead what was asked for, when the answer has left
+shelf.py         looking, for lists and for people
 
 State lives on the event loop and is changed only there; threads move, hash and
 unlink, and report back.
@@ -23,12 +26,13 @@ import structlog
 
 from modelcached.cache import eviction
 from modelcached.cache.assemblies import Assemblies, Watch
-from modelcached.cache.assembly import Tally, Want, is_whole
+from modelcached.cache.assembly import Tally
 from modelcached.cache.core import Core
 from modelcached.cache.leasing import Leasing
 from modelcached.cache.prewarm import Prewarmer
 from modelcached.cache.requests import CachedModel, EnsureRequest, Evicted, Outcome, Phase, Ready, ReadyModel, Status
 from modelcached.cache.shelf import Shelf
+from modelcached.cache.want import Want, is_whole
 from modelcached.cache.wanting import Wanting
 from modelcached.catalog import Catalog
 from modelcached.errors import CacheError, Reason

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from modelcached.cache.assembly import Want
 from modelcached.cache.core import Core
 from modelcached.cache.requests import LeaseWish
+from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.leases import Lease, LeasedModel, LeaseKind
 from modelcached.model import as_commit

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from modelcached.cache import eviction
 from modelcached.cache.admission import pinned_and_leased
 from modelcached.cache.assemblies import Assemblies
-from modelcached.cache.assembly import Want, is_whole
 from modelcached.cache.core import Core
 from modelcached.cache.requests import CachedModel, ModelRequest, Status
+from modelcached.cache.want import Want, is_whole
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
 from modelcached.store.index import Snapshot, SnapshotState

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from modelcached.cache import policy
 from modelcached.cache.assemblies import Assemblies, Watch
-from modelcached.cache.assembly import Want
 from modelcached.cache.core import Core
 from modelcached.cache.requests import EnsureRequest, ModelRequest, Phase
+from modelcached.cache.want import Want
 from modelcached.catalog import Catalog, fingerprint
 from modelcached.model import Manifest, RepoId, Selection, SnapshotId
 from modelcached.profiles import index_file, select

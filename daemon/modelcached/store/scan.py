@@ -232,3 +232,12 @@ def free_bytes(path: str) -> tuple[int, int]:
     """What an unprivileged writer may still use (f_bavail), and the filesystem's size; bytes."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+
+def regular_status(path: str) -> os.stat_result | None:
+    """Stat of a regular file, not through a symlink; None for anything else."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None

@@ -1,0 +1,58 @@
+"""Showing a snapshot whose blobs are all there: in the order in which a kill in between does no harm."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from modelcached.cache.core import Core
+from modelcached.cache.verification import ADOPTED
+from modelcached.cache.want import Want, missing
+from modelcached.errors import CacheError, Reason
+from modelcached.model import Revision, Selection
+from modelcached.store.index import Snapshot, SnapshotState
+
+
+async def publish(core: Core, want: Want, adopted: Selection | None, revisions: set[Revision]) -> None:
+    """Snapshot, record, listing, refs.
+
+    ``adopted``: what else of it was found right. Raises CacheError where a blob vanished meanwhile.
+    """
+    snapshot_id = want.snapshot
+    async with core.publishing(snapshot_id):
+        snapshot = core.index.snapshot(snapshot_id)
+        record = snapshot.record if snapshot is not None and snapshot.record is not None else want.record
+        repo = core.index.repo(snapshot_id.repo_id)
+        blobs, files = repo.blobs, record.manifest.files
+        if lacking := missing(core, want):
+            raise CacheError(
+                Reason.STORAGE_ERROR,
+                f"{len(lacking)} blobs of {snapshot_id} vanished while it was being published",
+                metadata={"digest": next(iter(lacking)).hex},
+            )
+        # Selections that lost a blob meanwhile (somebody removed it) are complete no longer.
+        selections = {
+            name: selection
+            for name, selection in record.selections.items()
+            if all((blob := blobs.get(files[path].digest)) is not None and blob.verified for path in selection.paths)
+        }
+        selections[want.selection.profile] = want.selection
+        if adopted is not None:
+            selections[ADOPTED] = adopted
+        record = replace(record, selections=selections, readers=want.record.readers)
+        links = {path: files[path].digest for path in record.paths}
+        stamps = {digest: blobs[digest].stamp for digest in links.values()}
+        record = replace(record, stamps=stamps)
+        complete = links.keys() == files.keys()
+        leased = bool(core.use.leases_on(snapshot_id, core.refs()))
+        if not complete:
+            await core.pools.on_disk(core.snapshots.remove_tree_file, snapshot_id)
+        trashed = await core.pools.on_disk(core.snapshots.publish, snapshot_id, links, may_gap=not leased)
+        await core.pools.on_disk(core.manifests.write, record)
+        repo = core.index.repo(snapshot_id.repo_id)
+        repo.snapshots[snapshot_id.commit] = Snapshot(snapshot_id, links, record, SnapshotState.READY)
+        if complete:
+            await core.pools.on_disk(core.snapshots.write_tree, record.manifest)
+        if trashed is not None:
+            await core.pools.on_disk(core.disk.remove_tree, trashed)
+    for revision in sorted(revisions):
+        await core.point(snapshot_id.repo_id, revision, snapshot_id.commit)

@@ -1,0 +1,79 @@
+"""Believing what is on the disk: no blob that was not hashed, or that no longer looks as it did when it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from modelcached.cache.core import Core
+from modelcached.cache.want import Want
+from modelcached.events import BlobCondemned
+from modelcached.ledger.victims import Name
+from modelcached.model import Digest, RepoId, Selection
+from modelcached.store.index import Blob
+from modelcached.store.manifests import BlobStamp
+from modelcached.store.scan import regular_status
+from modelcached.transfer.hashing import hash_file
+
+log = structlog.get_logger()
+
+ADOPTED = "adopted"
+"""The selection of what was found right in a snapshot that this daemon did not write."""
+
+Tell = Callable[[str], None]
+"""What is being hashed, for those who wait."""
+
+
+async def verify_found(core: Core, want: Want, tell: Tell) -> Selection | None:
+    """Hashes what the request needs and has not been proven.
+
+    A snapshot that somebody else wrote may hold more than is asked for now: what of it proves
+    right is returned, as a selection of its own.
+    """
+    snapshot, files = core.index.snapshot(want.snapshot), want.record.manifest.files
+    await _verify(core, want.snapshot.repo_id, {e.digest: e.size_bytes for e in want.entries.values()}, tell)
+    if snapshot is None or snapshot.record is not None:
+        return None
+    more = {p: files[p] for p, digest in snapshot.links.items() if p in files and files[p].digest == digest}
+    await _verify(core, want.snapshot.repo_id, {e.digest: e.size_bytes for e in more.values()}, tell)
+    blobs = core.index.repo(want.snapshot.repo_id).blobs
+    right = [path for path, e in more.items() if (blob := blobs.get(e.digest)) is not None and blob.verified]
+    return None if set(right) <= want.selection.paths else Selection(ADOPTED, "any", frozenset(right))
+
+
+async def _verify(core: Core, repo_id: RepoId, sizes: Mapping[Digest, int], tell: Tell) -> None:
+    for digest, size in sizes.items():
+        async with core.verifying(Name(repo_id, digest)):  # two would condemn what one of them has healed
+            await _verify_one(core, repo_id, digest, size, tell)
+
+
+async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, tell: Tell) -> None:
+    blobs, path = core.index.repo(repo_id).blobs, core.layout.blob(repo_id, digest)
+    status = await core.pools.on_disk(regular_status, path)
+    blob = blobs.get(digest)
+    if blob is not None and blob.foreign:
+        return  # copied and verified by a flight
+    if status is None:
+        core.index.drop_link(repo_id, digest)
+        return
+    if blob is not None and blob.verified and BlobStamp.of(status) == blob.stamp:
+        return
+    tell(f"hashing {digest.hex[:12]}")
+    right = status.st_size == size and await core.pools.on_hash(hash_file, path, digest, core.pools.stopping)
+    if right:
+        sealed = await core.pools.on_disk(core.snapshots.seal_blob, repo_id, digest)
+        if BlobStamp.of(sealed) == BlobStamp.of(status):
+            blobs[digest] = Blob.verified_now(sealed)
+            return
+        log.warning("blob changed while it was hashed, fetching it", repo_id=repo_id, digest=digest.hex)
+        core.index.drop_link(repo_id, digest)
+        return
+    now = await core.pools.on_disk(regular_status, path)
+    if now is None or BlobStamp.of(now) != BlobStamp.of(status):
+        return  # somebody else has replaced what was hashed: not ours to judge
+    log.warning("blob is not what its name says", repo_id=repo_id, digest=digest.hex, size_bytes=status.st_size)
+    blobs.pop(digest, None)
+    await core.pools.on_disk(core.snapshots.quarantine_blob, repo_id, digest)
+    await core.measure("quarantine")
+    core.observe(BlobCondemned(repo_id, digest.hex))
