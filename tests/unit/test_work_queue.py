@@ -41,7 +41,8 @@ def flight(
     origin: Origin = ANYWHERE,
 ) -> Flight:
     done: asyncio.Future[os.stat_result] = loop.create_future()
-    made = Flight(Digest(Algorithm.SHA256, f"{number:064x}"), size, RepoId("org/model"), [origin], number, done, urgent)
+    digest = Digest(Algorithm.SHA256, f"{number:064x}")
+    made = Flight(digest, size, RepoId("org/model"), [origin], number, done, urgent=urgent)
     made.pending.extend(Part.of(start, start + 1) for start in range(parts))
     return made
 
@@ -159,3 +160,18 @@ def test_a_flight_that_nobody_with_a_turn_wants_is_passed_over(loop: asyncio.Abs
         made.parked = 0
         queue.push(made)
     assert order(queue) == [1, 2]
+
+
+def test_files_that_came_together_share_the_connections_and_later_ones_wait(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue()
+    first, second, later = (flight(loop, number, parts=2, size=SMALL_BYTES + 1) for number in (1, 2, 3))
+    later.batch = 1
+    for made in (later, second, first):
+        queue.push(made)
+    taken = []
+    while (found := queue.pop()) is not None:
+        chosen, part = found
+        chosen.active[id(part)] = part
+        queue.push(chosen)
+        taken.append(chosen.number)
+    assert taken == [1, 2, 1, 2, 3, 3]

@@ -331,6 +331,7 @@ class Assembly:
 
     def _take_off(self, reservation: Reservation) -> None:
         """Joins or starts a flight for each missing blob; small files first. One step of the event loop."""
+        batch = self.flights.new_batch()
         for want in self.wants:
             tally = self.tallies[want.snapshot]
             repo = self.core.index.repo(want.snapshot.repo_id)
@@ -341,7 +342,7 @@ class Assembly:
                     foreign = repo.blobs.get(digest)
                     if foreign is not None and foreign.foreign and foreign.path is not None:
                         origins.insert(0, LocalOrigin(foreign.path))
-                    flight = self.flights.start(digest, entry.size_bytes, want.snapshot.repo_id, origins)
+                    flight = self.flights.start(digest, entry.size_bytes, want.snapshot.repo_id, origins, batch)
                     flight.reservation = reservation.split(self._to_reserve(digest, entry.size_bytes))
                     tally.started += 1
                 else:

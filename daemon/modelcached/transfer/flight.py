@@ -70,6 +70,8 @@ class Flight:
     """In order of preference."""
     number: int
     done: asyncio.Future[os.stat_result]
+    batch: int = 0
+    """Flights that were started together share it: their files are fetched side by side."""
     urgent: int = 0
     """Requests that somebody waits for; 0 is background."""
     interest: int = 0

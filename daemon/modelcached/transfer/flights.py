@@ -195,13 +195,19 @@ class Flights:
         """All running flights, oldest first."""
         return list(self._flights.values())
 
-    def start(self, digest: Digest, size_bytes: int, repo_id: RepoId, origins: Sequence[Origin]) -> Flight:
+    def new_batch(self) -> int:
+        """For flights that are started together."""
+        return next(self._numbers)
+
+    def start(
+        self, digest: Digest, size_bytes: int, repo_id: RepoId, origins: Sequence[Origin], batch: int = 0
+    ) -> Flight:
         """Starts the flight of a blob that is missing and has none."""
         if self._stopping:
             raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
         done: asyncio.Future[os.stat_result] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # somebody may have gone
-        flight = Flight(digest, size_bytes, repo_id, list(origins), next(self._numbers), done)
+        flight = Flight(digest, size_bytes, repo_id, list(origins), next(self._numbers), done, batch)
         before = self._flights.get(digest)  # ending, its progress kept: this one goes on from there
         self._flights[digest] = flight
         flight.task = asyncio.create_task(
@@ -446,6 +452,7 @@ class Flights:
             origin = flight.origin
             key = id(part)
             flight.active[key] = part
+            self._queue.push(flight)  # behind those with fewer connections
             try:
                 with structlog.contextvars.bound_contextvars(**flight.log_context):
                     await self._fetch(flight, part)
@@ -457,6 +464,7 @@ class Flights:
                 flight.abort()
             finally:
                 del flight.active[key]
+                self._queue.push(flight)
                 flight.moved.set()
                 if self._queue.over(origin):
                     self._work.set()

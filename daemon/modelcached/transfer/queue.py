@@ -8,12 +8,16 @@ from collections import Counter
 from modelcached.sources.origin import Origin
 from modelcached.transfer.flight import SMALL_BYTES, Flight, Part
 
-_Place = tuple[bool, bool, int]
+_Place = tuple[bool, bool, int, int, int]
 
 
 def _place(flight: Flight) -> _Place:
-    """Waited for before background, small before large (an error in a config shows early), then by arrival."""
-    return flight.urgent == 0, flight.size_bytes > SMALL_BYTES, flight.number
+    """Waited for before background, small before large (an error in a config shows early), then by arrival.
+
+    Of large files that came together the one that has fewest connections: two writers of one file wait for each other
+    in the kernel, spinning, and two files are hashed by two threads.
+    """
+    return flight.urgent == 0, flight.size_bytes > SMALL_BYTES, flight.batch, len(flight.active), flight.number
 
 
 class WorkQueue:
