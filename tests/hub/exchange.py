@@ -135,6 +135,9 @@ class Exchange(Connection):
         if not head:
             if self._target.kind not in _UNPACED:
                 self.site.gate.pass_through(self._target.path, self.client_is_gone)
+                if self.client_is_gone():  # what its socket still takes would count as sent
+                    self.close_connection = True
+                    return
             self._body(body, Span(piece.start, min(length, piece.length)), fault)
 
     def etag(self, true_etag: str) -> str:

@@ -102,6 +102,15 @@ def test_sixty_four_cold_processes_cost_one_download(hub: Hub, patient_node: Nod
     node.assert_disk_truth()
 
 
+def upstream_and_descriptors(node: Node) -> tuple[int, int]:
+    """How many TCP connections, and how many descriptors with them; of one moment, for idle connections are closed."""
+    while True:
+        before = node.ps.net_connections("tcp")
+        descriptors = node.ps.num_fds()
+        if node.ps.net_connections("tcp") == before:
+            return len(before), descriptors
+
+
 @dataclass(frozen=True)
 class Footprint:
     """What the daemon holds at rest."""
@@ -122,9 +131,9 @@ class Footprint:
         node.wait_until(nobody_is_connected, 20, "all connections are closed")
         tasks = int(node.metric("modelcached_event_loop_tasks"))
         # Connections to the Hub are kept for the next request, and come and go: bounded, but not the same each time.
-        upstream = len(node.ps.net_connections("tcp"))
+        upstream, descriptors = upstream_and_descriptors(node)
         assert upstream <= MOST_UPSTREAM
-        return cls(node.ps.num_fds() - upstream, node.ps.num_threads(), tasks)
+        return cls(descriptors - upstream, node.ps.num_threads(), tasks)
 
     def __le__(self, other: Footprint) -> bool:
         return self.descriptors <= other.descriptors and self.threads <= other.threads and self.tasks <= other.tasks

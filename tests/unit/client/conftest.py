@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +54,7 @@ class Programs:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self.started.append(process)
         return Running(process)
@@ -100,8 +103,9 @@ def programs(idle_daemon: FakeDaemon, termination_log: Path) -> Iterator[Program
     programs = Programs(environ)
     yield programs
     for process in programs.started:
-        if process.poll() is None:
-            process.kill()
+        # With the commands that it runs: they have our pipes, too, and would be waited for without end.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
