@@ -14,6 +14,7 @@ from collections.abc import Callable
 from modelcached.config import load
 from modelcached.main import Daemon
 from modelcached.store.disk import Disk
+from modelcached.telemetry.listener import Listener
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -25,9 +26,10 @@ NO_UNITS = {"models", "leases", "transfers", "transfers_queued", "transfer_waite
 """Gauges that count things."""
 
 
-def get(node: Node, path: str) -> tuple[int, str]:
+def get(daemon: Node | Listener, path: str) -> tuple[int, str]:
+    port = daemon.metrics_port if isinstance(daemon, Node) else daemon.port
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{node.metrics_port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -189,17 +191,28 @@ async def test_a_daemon_that_drains_is_alive_and_not_ready(hub: Hub, make_node: 
 
     daemon = Daemon(load(node.config_file), Disk(stop_the_world))
     await daemon.start()
+    assert daemon.listener is not None
     client = node.popen("ensure-model", "org/model")
     stopping: asyncio.Task[None] | None = None
     try:
         assert await asyncio.to_thread(writing.wait, 20), "the disk is busy with a blob"
         stopping = asyncio.create_task(daemon.stop())
-        while await asyncio.to_thread(get, node, "/readyz") != (503, "not serving\n"):
+        while await asyncio.to_thread(get, daemon.listener, "/readyz") != (503, "not serving\n"):
             assert not stopping.done()
-        assert await asyncio.to_thread(get, node, "/healthz") == (200, "ok\n")
+        assert await asyncio.to_thread(get, daemon.listener, "/healthz") == (200, "ok\n")
         assert not stopping.done()
     finally:
         go_on.set()
         await (stopping or daemon.stop())
         client.terminate()
         client.communicate(timeout=20)
+
+
+def test_a_metrics_address_that_is_taken_is_named(hub: Hub, make_node: Callable[..., Node]) -> None:
+    first = make_node().start()
+    second = Node(first.root / "second", hub.endpoint, {"metrics": {"address": f"127.0.0.1:{first.metrics_port}"}})
+    second.start(wait=False)
+    assert second.process is not None
+    assert second.process.wait(20) == 74
+    (told,) = second.log_lines("cannot start")
+    assert told["why"].startswith(f"[Errno 98] metrics.address 127.0.0.1:{first.metrics_port} cannot be listened on")

@@ -48,14 +48,13 @@ class Node:
         self.pods_dir.mkdir(parents=True, exist_ok=True)
         self.cache_socket = root / "run" / "cache" / "cache.sock"
         self.admin_socket = root / "run" / "admin" / "admin.sock"
-        self.metrics_port = free_port()
         self.config_file = root / "config.toml"
         self.log_file = root / "daemon.log"
         self.settings: dict[str, dict[str, Any]] = {
             "cache": {"dir": str(self.cache_dir), "budget": "2GB", "min_free": "1MB", "high_watermark": "100%"},
             "hub": {"endpoints": [endpoint], "timeout": "5s"},
             "server": {"cache_socket": str(self.cache_socket), "admin_socket": str(self.admin_socket)},
-            "metrics": {"address": f"127.0.0.1:{self.metrics_port}"},
+            "metrics": {"address": "127.0.0.1:0"},
             "leases": {"kubelet_pods_dir": str(self.pods_dir)},
             "transfer": {"stall_timeout": "2s", "retry_timeout": "6s"},
             "log": {"format": "json", "level": "debug"},
@@ -63,6 +62,7 @@ class Node:
         for section, values in (settings or {}).items():
             self.settings.setdefault(section, {}).update(values)
         self.process: subprocess.Popen[bytes] | None = None
+        self._log_begins = 0  # of this process
         self.environment: dict[str, str] = {}
         """Added to the daemon's environment at its next start."""
         self._clients: list[subprocess.Popen[str]] = []
@@ -83,6 +83,7 @@ class Node:
         """Starts the daemon; returns when it serves."""
         self.write_config()
         log = self.log_file.open("ab")
+        self._log_begins = log.tell()
         self.process = subprocess.Popen(
             [*self.wrapper, str(BIN / "modelcached"), "--config", str(self.config_file)],
             stderr=log,
@@ -162,6 +163,19 @@ class Node:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {seconds} s: {what}\n{self.log_text()[-4000:]}")
             time.sleep(0.02)
+
+    @property
+    def metrics_port(self) -> int:
+        """The kernel's choice at this start: one that was free a moment ago may have been taken by a neighbour."""
+        ports: list[int] = []
+
+        def told() -> bool:
+            own = self.log_file.read_bytes()[self._log_begins :].decode(errors="replace")
+            ports[:] = [json.loads(line)["metrics_port"] for line in own.splitlines() if '"event": "serving"' in line]
+            return bool(ports)
+
+        self.wait_until(told, START_SECONDS, "the daemon says where its metrics are")
+        return ports[-1]
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample of /metrics; 0 where there is none."""

@@ -55,7 +55,12 @@ class Listener:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
                 del format, args  # scrapes are no news
 
-        self._server = ThreadingHTTPServer((host.strip("[]") or "0.0.0.0", int(port)), Handler)  # noqa: S104 - as asked
+        where = host.strip("[]") or "0.0.0.0"  # noqa: S104 - as asked
+        try:
+            self._server = ThreadingHTTPServer((where, int(port)), Handler)
+        except OSError as error:
+            told = f"metrics.address {address} cannot be listened on: {error.strerror}; choose another"
+            raise OSError(error.errno, told) from error
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
