@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -121,6 +122,36 @@ def test_a_trickle_is_a_stall_and_what_it_brought_counts(hub: Hub, source: HttpS
     assert caught.value.reason is Reason.UPSTREAM_STALLED
     assert after < len(got) < after + 100
     assert got == CONTENT[LARGE][: len(got)]
+
+
+def test_of_a_connection_that_dies_nothing_is_lost_that_came(hub: Hub, source: HttpSource) -> None:
+    sent, piece, ended = 960 * KIB, 64 * KIB, threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connected, _ = server.accept()
+            with connected:
+                connected.recv(64 * KIB)
+                connected.sendall(
+                    f"HTTP/1.1 206 Partial Content\r\nContent-Length: {SIZE}\r\n"
+                    f"Content-Range: bytes 0-{SIZE - 1}/{SIZE}\r\n\r\n".encode()
+                )
+                for start in range(0, sent, piece):
+                    connected.sendall(CONTENT[LARGE][start : start + piece])
+                    time.sleep(0.02)
+                ended.wait(10)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        got = bytearray()
+        file = replace(remote(hub, LARGE), endpoint=f"http://127.0.0.1:{server.getsockname()[1]}")
+        try:
+            with pytest.raises(TransientError, match="sent nothing"):
+                source.fetch(file, 0, SIZE, lambda view, _offset: got.extend(view), Abort())
+        finally:
+            ended.set()
+            serving.join()
+    assert got == CONTENT[LARGE][:sent]
 
 
 def test_a_redirect_to_a_host_that_is_dead_is_asked_for_anew(hub: Hub, source: HttpSource) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote, urljoin, urlsplit
@@ -23,7 +24,10 @@ from modelcached.sources.connections import Connection, Connections
 from modelcached.sources.faults import TransientError, retry_after
 from modelcached.sources.network import Network
 
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 1 << 20
+"""Handed on at a time: for each step the thread needs the GIL, which all connections fight for."""
+_CHUNK_SECONDS = 0.1
+"""What is slow is handed on in smaller pieces."""
 _MAX_REDIRECTS = 5
 _MAX_REDIRECT_BODY_BYTES = 64 << 10
 """A redirect says where to go; one that says more is not read to its end, its connection not used again."""
@@ -273,15 +277,23 @@ class HttpSource:
         while position < end:
             if abort.is_set:
                 raise AbortedError
-            count = response.readinto(buffer[: min(len(buffer), end - position)])
-            if count == 0 and abort.is_set:
+            count, ended = 0, False
+            due = time.monotonic() + _CHUNK_SECONDS
+            try:
+                while not ended and count < min(len(buffer), end - position) and time.monotonic() < due:
+                    piece = _receive_some(response, buffer[count : min(len(buffer), end - position)])
+                    ended = piece == 0
+                    count += piece
+            finally:
+                if count:  # whatever ends the connection, what it brought counts
+                    sink(buffer[:count], position)
+                    position += count
+            if ended and abort.is_set:
                 raise AbortedError  # our own shutdown of the socket reads like its end
-            if count == 0:
+            if ended:
                 raise TransientError(
                     Reason.UPSTREAM_UNAVAILABLE, f"{file}: the connection ended {end - position} bytes early"
                 )
-            sink(buffer[:count], position)
-            position += count
         if response.read(1):
             raise TransientError(
                 Reason.DIGEST_MISMATCH, f"{file}: upstream sends more than the {end - start} bytes asked"
@@ -300,3 +312,14 @@ class HttpSource:
             why = f"{file}: upstream sent nothing within {self._timeout:g} s (transfer.stall_timeout)"
             return TransientError(Reason.UPSTREAM_STALLED, why)
         return TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file}: {str(error) or type(error).__name__}")
+
+
+def _receive_some(response: http.client.HTTPResponse, view: memoryview) -> int:
+    """What one receive brings. ``readinto`` fills the view, and where that fails nobody knows how far it came."""
+    if response.isclosed() or response.length is None or response.chunked:
+        return response.readinto(view)
+    count = response.fp.readinto1(view[: response.length])
+    response.length -= count
+    if response.length == 0:
+        response.readinto(bytearray())  # it ends by itself
+    return count

@@ -176,7 +176,7 @@ class LocalOrigin:
         try:
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(start)
-                buffer = memoryview(bytearray(4 * CHUNK_BYTES))
+                buffer = memoryview(bytearray(CHUNK_BYTES))
                 position = start
                 while position < end:
                     if abort.is_set:
