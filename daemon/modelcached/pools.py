@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import os
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -18,74 +19,106 @@ HUB_THREADS = 8
 DISK_THREADS = 4
 HASH_THREADS = 2
 FLUSH_THREADS = 4
+HASH_NICE, MOVER_NICE = 10, 5
+"""Bytes in bulk step back behind answers; hashing, which never waits, furthest (`make bench CASE=meanwhile`)."""
 
 
-class NetworkThreads(Executor):
-    """At most ``size`` threads for what waits on other machines.
+@dataclass(frozen=True, slots=True)
+class _Work:
+    function: Callable[[], Any]
+    context: contextvars.Context
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[Any]
 
-    Unlike a ThreadPoolExecutor's, they do not keep the process: a connect, a lookup of a name or a silent Hub
-    cannot be interrupted, and the daemon's end must not wait for them.
+    def do(self) -> None:
+        if self.done.cancelled():
+            return
+        try:
+            result = self.context.run(self.function)
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            self._tell(self._fail, error)
+        else:
+            self._tell(self._succeed, result)
+
+    def _tell(self, how: Callable[[Any], None], what: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has gone: nobody waits any more
+            self.loop.call_soon_threadsafe(how, what)
+
+    def _succeed(self, result: object) -> None:
+        if not self.done.done():
+            self.done.set_result(result)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Threads:
+    """At most ``size`` of them, started when first needed, for work that the event loop waits for.
+
+    Made for the loop: a ThreadPoolExecutor's futures, their locks and their way back to asyncio take longer than
+    what a hit does in a thread. And unlike its threads, these do not keep the process.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, nice: int = 0) -> None:
+        """``nice``: by how much they step back behind the daemon's other threads, 0 to 19."""
         self._size = size
+        self._nice = nice
         self._name = name
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._threads = 0
+        self._threads: list[threading.Thread] = []
         self._unclaimed = 0  # threads that are free or on their way to the next work, less what is queued
         self._stopped = False
 
-    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Runs the function as soon as a thread is free."""
-        future: Future[T] = Future()
+    async def run(self, function: Callable[[], T]) -> T:
+        """Runs it as soon as a thread is free, under the request id that the caller logs under.
 
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - it is the caller's
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
+        Raises what it raises. Work that is cancelled before it begins is never begun; later it goes on, unheeded.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        work = _Work(function, contextvars.copy_context(), loop, done)
         with self._lock:
             if self._stopped:
                 raise RuntimeError(f"the {self._name} threads are stopped")
-            self._work.put(run)
+            self._queue.put(work)
             self._unclaimed -= 1
-            if self._unclaimed < 0 and self._threads < self._size:
-                self._threads += 1
+            if self._unclaimed < 0 and len(self._threads) < self._size:
+                thread = threading.Thread(target=self._serve, name=f"{self._name}_{len(self._threads)}", daemon=True)
+                self._threads.append(thread)
                 self._unclaimed += 1
-                threading.Thread(target=self._serve, name=f"{self._name}_{self._threads - 1}", daemon=True).start()
-        return future
+                thread.start()
+        return await done
 
     def _serve(self) -> None:
-        while (work := self._work.get()) is not None and not self._stopped:
-            work()
+        os.nice(self._nice)  # of this thread alone: on Linux each has its own (sched(7))
+        while (work := self._queue.get()) is not None and not self._stopped:
+            work.do()
             del work  # what it holds must not outlive it
             with self._lock:
                 self._unclaimed += 1
 
-    def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:  # noqa: ARG002 - Executor's own
-        """Starts nothing more; what runs is let go."""
+    def stop(self, *, wait: bool) -> None:
+        """Starts nothing more. What runs is waited for, or let go."""
         with self._lock:
             self._stopped = True
-            for _ in range(self._threads):
-                self._work.put(None)
+            for _ in self._threads:
+                self._queue.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
 
 
 @dataclass(frozen=True, slots=True)
 class Pools:
     """The threads of one daemon."""
 
-    hub: NetworkThreads
-    disk: ThreadPoolExecutor
-    hash: ThreadPoolExecutor
-    flush: ThreadPoolExecutor
+    hub: Threads
+    disk: Threads
+    hash: Threads
+    flush: Threads
     """fsync of large files takes seconds: a hit's stat must not wait behind it."""
-    movers: NetworkThreads
+    movers: Threads
     """One thread a connection to upstream."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the daemon stops: what hashes for minutes looks at it."""
@@ -94,42 +127,37 @@ class Pools:
     def start(cls, connections: int) -> Pools:
         """Threads start when first needed."""
         return cls(
-            NetworkThreads(HUB_THREADS, "hub"),
-            ThreadPoolExecutor(DISK_THREADS, "disk"),
-            ThreadPoolExecutor(HASH_THREADS, "hash"),
-            ThreadPoolExecutor(FLUSH_THREADS, "flush"),
-            NetworkThreads(connections, "mover"),
+            Threads(HUB_THREADS, "hub"),
+            Threads(DISK_THREADS, "disk"),
+            Threads(HASH_THREADS, "hash", HASH_NICE),
+            Threads(FLUSH_THREADS, "flush"),
+            Threads(connections, "mover", MOVER_NICE),
         )
 
     async def on_disk(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a disk thread."""
-        return await _in_thread(self.disk, lambda: function(*args, **kwargs))
+        return await self.disk.run(lambda: function(*args, **kwargs))
 
     async def on_hub(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a Hub thread. Put a deadline round it: the thread cannot be interrupted."""
-        return await _in_thread(self.hub, lambda: function(*args, **kwargs))
+        return await self.hub.run(lambda: function(*args, **kwargs))
 
     async def on_hash(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a hash thread."""
-        return await _in_thread(self.hash, lambda: function(*args, **kwargs))
+        return await self.hash.run(lambda: function(*args, **kwargs))
 
     async def on_flush(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a flush thread."""
-        return await _in_thread(self.flush, lambda: function(*args, **kwargs))
+        return await self.flush.run(lambda: function(*args, **kwargs))
 
     async def on_mover(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in a mover thread."""
-        return await _in_thread(self.movers, lambda: function(*args, **kwargs))
+        return await self.movers.run(lambda: function(*args, **kwargs))
 
     def stop(self) -> None:
-        """Waits for disk and hash work, lets go of what waits on the network."""
+        """Waits for disk and hash work; lets go of what waits on other machines: a connect cannot be interrupted."""
         self.stopping.set()
-        for network in (self.hub, self.movers):
-            network.shutdown()
-        for pool in (self.disk, self.hash, self.flush):
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-async def _in_thread(pool: Executor, function: Callable[[], T]) -> T:
-    """Runs it there, under the request id that the caller logs under."""
-    return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, function)
+        for threads in (self.hub, self.movers):
+            threads.stop(wait=False)
+        for threads in (self.disk, self.hash, self.flush):
+            threads.stop(wait=True)

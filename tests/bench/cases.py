@@ -35,7 +35,7 @@ CONNECTION_BYTES_PER_SECOND = 20e6
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything. The issue's figures are for ``FULL``."""
+    """How much of everything. What must hold is for ``FULL``."""
 
     big_bytes: int
     """Cold downloads."""

@@ -175,11 +175,17 @@ def _processes(bench: Bench) -> Iterator[Sequence[Contender]]:
 
 
 class HitsMeanwhile(Contender):
-    """One caller, a call every few milliseconds, while the daemon downloads a large model, or does nothing."""
+    """One caller, a call every few milliseconds, while the daemon downloads a large model, or does nothing.
 
-    def __init__(self, bench: Bench, site: Site, cached: Published, big: Published, *, busy: bool) -> None:
-        self.name = "during a transfer" if busy else "while idle"
-        self._bench, self._site, self._cached, self._big, self._busy = bench, site, cached, big, busy
+    ``of_echo``: it calls the bare server instead, which has a process of its own: what a busy machine costs anyone.
+    """
+
+    def __init__(
+        self, name: str, bench: Bench, site: Site, cached: Published, big: Published, *, busy: bool, of_echo: bool
+    ) -> None:
+        self.name = name
+        self._bench, self._site, self._cached, self._big = bench, site, cached, big
+        self._busy, self._of_echo = busy, of_echo
 
     def run(self) -> Figures:
         with (
@@ -187,7 +193,10 @@ class HitsMeanwhile(Contender):
             daemon(directory, self._site.endpoint) as node,
         ):
             cache_a_model(node, self._cached, directory)
-            with _calling(node, self._cached) as load:
+            with (
+                _echo(f"unix://{directory}/echo.sock") as echo,
+                _calling(echo if self._of_echo else f"unix://{node.cache_socket}", self._cached) as load,
+            ):
                 before = _lag_buckets(node)
                 began = time.monotonic()
                 if self._busy:
@@ -203,8 +212,8 @@ class HitsMeanwhile(Contender):
 
 
 @contextmanager
-def _calling(node: Node, model: Published) -> Iterator[subprocess.Popen[str]]:
-    argv = [*_LOAD, "calls", f"unix://{node.cache_socket}", model.repo_id, "--pause", str(_PAUSE_SECONDS)]
+def _calling(address: str, model: Published) -> Iterator[subprocess.Popen[str]]:
+    argv = [*_LOAD, "calls", address, model.repo_id, "--pause", str(_PAUSE_SECONDS)]
     load = subprocess.Popen(
         [*argv, "--seconds", "3600", "--until-eof"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -251,7 +260,11 @@ def _meanwhile(bench: Bench) -> Iterator[Sequence[Contender]]:
         big = site.publish("bench/big", paced_model(bench.scale.kill_bytes, 4))
         measure.touch_disk(bench.directory, 2 * big.size_bytes)
         with site.serving():
-            yield [HitsMeanwhile(bench, site, cached, big, busy=busy) for busy in (True, False)]
+            yield [
+                HitsMeanwhile("during a transfer", bench, site, cached, big, busy=True, of_echo=False),
+                HitsMeanwhile("bare grpc.aio echo meanwhile", bench, site, cached, big, busy=True, of_echo=True),
+                HitsMeanwhile("while idle", bench, site, cached, big, busy=False, of_echo=False),
+            ]
 
 
 _RATE = Column("rate", "calls/s", 0, less_is_better=False)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
 import structlog
-from modelcached.pools import Pools
+from modelcached.pools import HASH_NICE, MOVER_NICE, Pools, Threads
 
 
 async def test_what_a_thread_logs_carries_its_request() -> None:
@@ -13,5 +20,78 @@ async def test_what_a_thread_logs_carries_its_request() -> None:
             for run in (pools.on_disk, pools.on_hub, pools.on_hash, pools.on_flush, pools.on_mover):
                 assert await run(structlog.contextvars.get_contextvars) == {"request_id": "7"}
         assert await pools.on_disk(structlog.contextvars.get_contextvars) == {}
+    finally:
+        pools.stop()
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    made = Threads(1, "one")
+    yield made
+    made.stop(wait=True)
+
+
+async def test_what_a_thread_raises_is_raised_here(threads: Threads) -> None:
+    def fail() -> None:
+        raise OSError("no such disk")
+
+    with pytest.raises(OSError, match="no such disk"):
+        await threads.run(fail)
+    assert await threads.run(lambda: 7) == 7, "the thread goes on"
+
+
+async def test_work_that_nobody_wants_any_more_is_not_begun(threads: Threads) -> None:
+    gate, begun = threading.Event(), []
+    first = asyncio.create_task(threads.run(gate.wait))
+    second = asyncio.create_task(threads.run(lambda: begun.append("second")))
+    await asyncio.sleep(0.01)
+    second.cancel()
+    first.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
+    gate.set()
+    assert await threads.run(lambda: "after") == "after", "what was cancelled while it ran has let the thread go"
+    assert begun == []
+
+
+async def test_there_are_never_more_threads_than_the_size() -> None:
+    few = Threads(2, "few")
+    names: set[str] = set()
+
+    def work() -> None:
+        names.add(threading.current_thread().name)
+        time.sleep(0.002)
+
+    await asyncio.gather(*(few.run(work) for _ in range(40)))
+    few.stop(wait=True)
+    assert names == {"few_0", "few_1"}
+
+
+async def test_a_stop_waits_for_what_runs_and_refuses_what_comes() -> None:
+    threads, ended = Threads(1, "one"), []
+
+    def work() -> None:
+        time.sleep(0.05)
+        ended.append("work")
+
+    running = asyncio.create_task(threads.run(work))
+    await asyncio.sleep(0.01)
+    threads.stop(wait=True)
+    assert ended == ["work"]
+    await running
+    with pytest.raises(RuntimeError, match="one threads are stopped"):
+        await threads.run(work)
+
+
+async def test_bytes_in_bulk_step_back_behind_answers() -> None:
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    pools = Pools.start(connections=1)
+    try:
+        own = nice()
+        assert await pools.on_disk(nice) == own
+        assert await pools.on_hash(nice) == min(19, own + HASH_NICE) > own
+        assert await pools.on_mover(nice) == min(19, own + MOVER_NICE) > own
+        assert nice() == own
     finally:
         pools.stop()
