@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -144,6 +145,9 @@ class Daemon:
         upstream = Upstream(transfers, self.source, self.xet)
         self.cache = Cache(self.core, self.catalog, self.flights, upstream, memory.available_bytes)
         self.report = await recover(self.core, lost=contents.lost)
+        # All modules and the whole index: they stay, and each look through them would stop every call meanwhile.
+        gc.collect()
+        gc.freeze()
         self.server = Server(self.cache, config.server, pods.seen)
         await self.server.start()
         self.listener = (

@@ -62,6 +62,23 @@ async def test_statements_of_many_callers_go_into_few_transactions_in_their_orde
     connection.close()
 
 
+async def test_rows_that_are_written_together_keep_their_order_with_what_else_is_written(path: Path) -> None:
+    database = Database(connect(str(path)))
+    lease, use = "INSERT OR REPLACE INTO leases VALUES (?, ?)", "INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?)"
+    end = "DELETE FROM leases WHERE id = ?"
+    database.write_later((lease, ("a", "1")), (use, ("org/a", "c", 1, 1.0)), (lease, ("b", "1")))
+    database.write_later((end, ("a",)), (lease, ("b", "2")), (use, ("org/a", "c", 2, 2.0)), (end, ("c",)))
+    database.write_later((lease, ("c", "1")), (end, ("b",)), (lease, ("b", "3")))
+    await database.write(*((lease, (f"many {number}", "1")) for number in range(1000)))
+    database.close()
+    connection = connect(str(path))
+    found = contents(connection)
+    connection.close()
+    assert len(found.leases) == 1002
+    assert sorted(found.leases)[:2] == [("b", "3"), ("c", "1")]
+    assert found.usage == [("org/a", "c", 2, 2.0)]
+
+
 async def test_a_large_transaction_makes_no_file_elsewhere(path: Path) -> None:
     """What SQLite keeps to take a statement back belongs into memory: not every /var/tmp can be written to."""
     database = Database(connect(str(path)))

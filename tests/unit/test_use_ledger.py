@@ -66,6 +66,9 @@ class Daemon:
     def commit(self, *statements: Statement | None) -> None:
         self._database.write_later(*[statement for statement in statements if statement is not None])
 
+    def touch(self, snapshot: SnapshotId) -> None:
+        self.commit(self.use.touch(snapshot))
+
     def grant(
         self, kind: LeaseKind, *models: LeasedModel, ttl_seconds: float | None = None, pod_uid: str = ""
     ) -> Lease:
@@ -93,28 +96,29 @@ def kinds(use: UseLedger, snapshot: SnapshotId, refs: dict[Revision, Commit] | N
 
 def test_the_order_is_of_use_and_what_was_never_used_is_first(daemon: Daemon) -> None:
     for commit in (A, B, A):
-        daemon.use.touch(of(commit))
+        daemon.touch(of(commit))
     assert daemon.use.order([of(A), of(B), of(C)]) == [of(C), of(B), of(A)]
     assert daemon.restart().order([of(A), of(B), of(C)]) == [of(C), of(B), of(A)]
 
 
 def test_a_wall_clock_that_jumps_back_changes_no_order(daemon: Daemon) -> None:
-    daemon.use.touch(of(A))
+    daemon.touch(of(A))
     daemon.now[0] -= 500
-    daemon.use.touch(of(B))
+    daemon.touch(of(B))
     assert daemon.use.order([of(B), of(A)]) == [of(A), of(B)]
 
 
 def test_what_was_used_after_a_restart_is_newer_than_all_before(daemon: Daemon) -> None:
     for commit in (A, B):
-        daemon.use.touch(of(commit))
-    daemon.restart().touch(of(A))
+        daemon.touch(of(commit))
+    daemon.restart()
+    daemon.touch(of(A))
     assert daemon.use.order([of(A), of(B)]) == [of(B), of(A)]
 
 
 def test_a_forgotten_snapshot_is_forgotten_in_its_own_repository_only(daemon: Daemon) -> None:
     for repo in (REPO, OTHER):
-        daemon.use.touch(of(A, repo))
+        daemon.touch(of(A, repo))
         daemon.use.named(repo, MAIN, A)
     daemon.use.forget(of(A))
     for use in (daemon.use, daemon.restart()):
@@ -134,8 +138,8 @@ def test_a_ref_remembers_what_it_named_newest_first(daemon: Daemon) -> None:
 
 
 def test_a_held_snapshot_may_not_go_until_the_last_request_ends(daemon: Daemon) -> None:
-    with daemon.use.hold([of(A)], []):
-        with daemon.use.hold([of(A)], []):
+    with daemon.use.hold([of(A)], frozenset()):
+        with daemon.use.hold([of(A)], frozenset()):
             assert kinds(daemon.use, of(A)) == ["held"]
         assert kinds(daemon.use, of(A)) == ["held"]
         assert kinds(daemon.use, of(B)) == []
@@ -144,7 +148,7 @@ def test_a_held_snapshot_may_not_go_until_the_last_request_ends(daemon: Daemon) 
 
 def test_a_blob_is_held_by_its_name_in_a_repository(daemon: Daemon) -> None:
     name = Name(REPO, BLOB)
-    with daemon.use.hold([], [name]):
+    with daemon.use.hold([], frozenset({name})):
         assert daemon.use.holds(name)
         assert not daemon.use.holds(Name(OTHER, BLOB)), "another model may go although it shares a tokenizer"
         assert daemon.use.held(BLOB), "what there is of it unfinished stays, whoever asked first"
@@ -152,8 +156,17 @@ def test_a_blob_is_held_by_its_name_in_a_repository(daemon: Daemon) -> None:
     assert [daemon.use.holds(name), daemon.use.held(BLOB), daemon.use.holds_in(REPO)] == [False] * 3
 
 
+def test_what_several_requests_hold_is_held_until_the_last_of_them_ends(daemon: Daemon) -> None:
+    one, two = Name(REPO, BLOB), Name(OTHER, BLOB)
+    with daemon.use.hold([], frozenset({one})):
+        with daemon.use.hold([], frozenset({one})), daemon.use.hold([], frozenset({one, two})):
+            assert (daemon.use.holds(one), daemon.use.holds(two)) == (True, True)
+        assert (daemon.use.holds(one), daemon.use.holds(two), daemon.use.held(BLOB)) == (True, False, True)
+    assert (daemon.use.holds(one), daemon.use.held(BLOB)) == (False, False)
+
+
 def test_a_request_that_fails_holds_nothing_any_more(daemon: Daemon) -> None:
-    with suppress(RuntimeError), daemon.use.hold([of(A)], [Name(REPO, BLOB)]):
+    with suppress(RuntimeError), daemon.use.hold([of(A)], frozenset({Name(REPO, BLOB)})):
         raise RuntimeError
     assert kinds(daemon.use, of(A)) == []
     assert not daemon.use.held(BLOB)
@@ -299,7 +312,7 @@ def test_a_pin_taken_away_is_gone(daemon: Daemon) -> None:
 def test_everything_that_keeps_a_snapshot_is_named(daemon: Daemon) -> None:
     lease = daemon.grant(LeaseKind.TTL, LeasedModel(of(A), "main"), ttl_seconds=100)
     daemon.use.pin(REPO, MAIN)
-    with daemon.use.hold([of(A)], []):
+    with daemon.use.hold([of(A)], frozenset()):
         found = daemon.use.protections(of(A), {REPO: {MAIN: A}})
     said: Callable[[object], str] = str
     assert list(map(said, found)) == [

@@ -21,7 +21,7 @@ from modelcached.cache.publication import publish
 from modelcached.cache.requests import Phase, Progress
 from modelcached.cache.turns import PASSING_BYTES, Turn
 from modelcached.cache.verification import verify_found
-from modelcached.cache.want import Want, missing
+from modelcached.cache.want import Want, missing, names_of
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.space import Reservation
 from modelcached.ledger.victims import Name
@@ -172,8 +172,7 @@ class Assembly:
 
     async def _run(self) -> None:
         reservation: Reservation | None = None
-        names = {name for want in self.wants for name in want.names}
-        with self.core.use.hold((want.snapshot for want in self.wants), names):
+        with self.core.use.hold((want.snapshot for want in self.wants), names_of(self.wants)):
             try:
                 self.phase = Phase.RESERVING
                 for want in self.wants:
@@ -226,7 +225,7 @@ class Assembly:
                 continue  # not what was verified: fetched anew, the donor is healed when it is asked for
             givers = [s.id for s in self.core.index.repo(donor).snapshots.values() if digest in s.digests]
             try:
-                with self.core.use.hold(givers, (Name(donor, digest),)):
+                with self.core.use.hold(givers, frozenset({Name(donor, digest)})):
                     if self.core.index.blob(donor, digest) is not expected:
                         continue  # condemned while we looked
                     status = await self.core.pools.on_disk(self.core.snapshots.link_blob, digest, donor, target)

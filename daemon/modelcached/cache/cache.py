@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
+from typing import Any
 
 import structlog
 
@@ -32,7 +32,7 @@ from modelcached.cache.leasing import Leasing
 from modelcached.cache.prewarm import Prewarmer
 from modelcached.cache.requests import CachedModel, EnsureRequest, Evicted, Outcome, Phase, Ready, ReadyModel, Status
 from modelcached.cache.shelf import Shelf
-from modelcached.cache.want import Want, is_whole
+from modelcached.cache.want import Looking, Want, names_of
 from modelcached.cache.wanting import Wanting
 from modelcached.catalog import Catalog
 from modelcached.errors import CacheError, Reason
@@ -58,7 +58,8 @@ class Cache:
         self._wanting = Wanting(core, catalog, self._assemblies)
         self._prewarmer = Prewarmer(core.pools, lambda: core.config.cache, available_bytes)
         self.leasing = Leasing(core)
-        self.shelf = Shelf(core, self._assemblies)
+        self._looking = Looking(core)
+        self.shelf = Shelf(core, self._assemblies, self._looking)
         self._under_way: set[asyncio.Timeout] = set()
         self.stopping = False
 
@@ -72,8 +73,7 @@ class Cache:
         began = time.monotonic()
         outcome, reason = "error", Reason.INTERNAL.value
         try:
-            async with self._unless_stopped():
-                ready = await self._ensure(request, watch, pod_seen)
+            ready = await self._unless_stopped(self._ensure(request, watch, pod_seen))
             outcomes = [model.outcome for model in ready.models]
             worst = next(o for o in (Outcome.DOWNLOADED, Outcome.JOINED, Outcome.HIT) if o in outcomes)
             outcome, reason = worst.value, ""
@@ -91,20 +91,19 @@ class Cache:
             getattr(log, level)("ensured", models=models, outcome=outcome, reason=reason, seconds=round(seconds, 3))
         return ready
 
-    @asynccontextmanager
-    async def _unless_stopped(self) -> AsyncIterator[None]:
+    async def _unless_stopped(self, request: Coroutine[Any, Any, Ready]) -> Ready:
         """Whatever the request waits for, a silent Hub too: when the daemon stops, its caller is told."""
+        scope = asyncio.timeout(None)
+        self._under_way.add(scope)
         try:
-            async with asyncio.timeout(None) as scope:
-                self._under_way.add(scope)
-                try:
-                    yield
-                finally:
-                    self._under_way.discard(scope)
+            async with scope:
+                return await request
         except TimeoutError as error:
             if not scope.expired():
                 raise
             raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping; ask again when it is back") from error
+        finally:
+            self._under_way.discard(scope)
 
     async def _ensure(self, request: EnsureRequest, watch: Watch, pod_seen: Callable[[str], bool]) -> Ready:
         if self.stopping:
@@ -113,14 +112,15 @@ class Cache:
         token = request.token or read_token(self.core.config.hub.token_file)
         wants = await self._wanting.wants(request, token, watch)
         snapshots = [want.snapshot for want in wants]
-        with self.core.use.hold(snapshots, {name for want in wants for name in want.names}):
+        with self.core.use.hold(snapshots, names_of(wants)):
             tallies: dict[SnapshotId, Tally] = {}
-            if not all([await is_whole(self.core, want) for want in wants]):
+            sights = [await self._looking.look(want) for want in wants]
+            hit = all(sight.whole for sight in sights)
+            if not hit:
                 tallies = await self._assemblies.make_whole(wants, token, watch)
-            for want in wants:
-                if as_commit(want.revision) is None and not want.stale:
+            for want, sight in zip(wants, sights, strict=True):
+                if as_commit(want.revision) is None and not want.stale and not (hit and sight.named):
                     await self.core.point(want.snapshot.repo_id, want.revision, want.snapshot.commit)
-                self.core.use.touch(want.snapshot)
             lease = await self.leasing.grant(wants, request.lease, pod_seen)
         if request.prewarm or (request.prewarm is None and self.core.config.cache.prewarm):
             self._prewarm(wants)

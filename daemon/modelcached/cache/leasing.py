@@ -22,7 +22,7 @@ class Leasing:
         self._released: dict[str, asyncio.Event] = {}
 
     async def grant(self, wants: Sequence[Want], wish: LeaseWish, pod_seen: Callable[[str], bool]) -> Lease:
-        """The strongest proof of use that the caller can give; in state.db before the answer leaves."""
+        """Used now, with the strongest proof that the caller can give; in state.db before the answer leaves."""
         models = tuple(LeasedModel(want.snapshot, "" if as_commit(want.revision) else want.revision) for want in wants)
         section = self._core.config.leases
         kind, ttl = LeaseKind.TTL, min(wish.ttl or section.ttl, section.ttl)
@@ -35,8 +35,9 @@ class Leasing:
             seconds = section.max_pod_lease.total_seconds() if section.max_pod_lease else None
         pod_uid = wish.pod_uid if kind is LeaseKind.POD else ""
         holder = wish.holder or (f"pod {wish.pod_uid}" if wish.pod_uid else "")
+        used = [self._core.use.touch(want.snapshot) for want in wants]
         lease, statements = self._core.use.lease(kind, holder, models, ttl_seconds=seconds, pod_uid=pod_uid)
-        await self._core.commit(*statements)
+        await self._core.commit(*used, *statements)
         return lease
 
     async def renew(self, lease_id: str) -> Lease:
@@ -55,7 +56,7 @@ class Leasing:
         for lease_id in there:
             if (waiting := self._released.pop(lease_id, None)) is not None:
                 waiting.set()
-        if not any(lease.kind is LeaseKind.RECOVERED for lease in self._core.use.leases.values()):
+        if not self._core.use.recovered()[0]:
             self._core.degraded.pop("recovered", None)
         await self._core.commit(*statements)
         return there

@@ -9,7 +9,7 @@ from modelcached.cache.admission import pinned_and_leased
 from modelcached.cache.assemblies import Assemblies
 from modelcached.cache.core import Core
 from modelcached.cache.requests import CachedModel, ModelRequest, Status
-from modelcached.cache.want import Want, is_whole
+from modelcached.cache.want import Looking, Want
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
 from modelcached.store.index import Snapshot, SnapshotState
@@ -19,9 +19,10 @@ from modelcached.store.scan import free_bytes
 class Shelf:
     """The event loop's alone."""
 
-    def __init__(self, core: Core, assemblies: Assemblies) -> None:
+    def __init__(self, core: Core, assemblies: Assemblies, looking: Looking) -> None:
         self._core = core
         self._assemblies = assemblies
+        self._looking = looking
 
     def find(self, repo_id: RepoId, revision: Revision, mend: str = "") -> Snapshot:
         """A cached snapshot by branch, tag or commit. Raises CacheError(MODEL_NOT_CACHED), with ``mend`` if given."""
@@ -41,7 +42,8 @@ class Shelf:
                 Reason.MODEL_NOT_CACHED,
                 f"{model.repo_id}@{model.revision} is in the cache, but not whole for {model.profile.canonical}",
             )
-        if not await is_whole(self._core, Want(snapshot.record, selection, model.revision, stale=False)):
+        sight = await self._looking.look(Want(snapshot.record, selection, model.revision, stale=False))
+        if not sight.whole:
             raise CacheError(Reason.MODEL_NOT_CACHED, f"{snapshot.id} lost files on disk", mend="ensure it to heal it")
         return self.describe([snapshot])[0]
 

@@ -12,12 +12,14 @@ from modelcached.cache.core import Core
 from modelcached.cache.requests import EnsureRequest, ModelRequest, Phase
 from modelcached.cache.want import Want
 from modelcached.catalog import Catalog, fingerprint
-from modelcached.model import Manifest, RepoId, Selection, SnapshotId
+from modelcached.model import Manifest, RepoId, Revision, Selection, SnapshotId
 from modelcached.profiles import index_file, select
 from modelcached.store.manifests import Record
 
 ACCESS_TTL_SECONDS = 300.0
 """How long the Hub's word that a token may read a restricted repository is believed without asking again."""
+
+_RECENT_WANTS = 64
 
 
 class Wanting:
@@ -28,6 +30,7 @@ class Wanting:
         self._catalog = catalog
         self._assemblies = assemblies
         self._access: dict[tuple[RepoId, str], float] = {}
+        self._recent: dict[tuple[SnapshotId, str, Revision], Want] = {}
 
     async def wants(self, request: EnsureRequest, token: str | None, watch: Watch) -> tuple[Want, ...]:
         """Base and adapters at once: a Hub that is silent about all of them is waited for once.
@@ -65,7 +68,23 @@ class Wanting:
         if selection is None:
             selection = await self._select(model, record.manifest, token, watch)
         policy.check_files(self._core.config.policy, model.repo_id, selection)
-        return Want(record, selection, model.revision, answer.stale)
+        return self._known(Want(record, selection, model.revision, answer.stale))
+
+    def _known(self, want: Want) -> Want:
+        """The same want as the last time, with all that was derived from it."""
+        key = (want.snapshot, want.selection.profile, want.revision)
+        before = self._recent.pop(key, None)
+        if (
+            before is None
+            or before.record is not want.record
+            or before.selection is not want.selection
+            or before.stale != want.stale
+        ):
+            before = want
+        self._recent[key] = before  # the youngest is last
+        if len(self._recent) > _RECENT_WANTS:
+            del self._recent[next(iter(self._recent))]
+        return before
 
     async def _check_access(self, record: Record, token: str | None, *, hub_is_silent: bool) -> Record:
         """Who may read a restricted repository is the Hub's to say, hit or not; its last word holds in its silence."""

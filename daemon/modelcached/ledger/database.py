@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import queue
 import sqlite3
 import threading
@@ -39,6 +40,12 @@ CREATE TABLE history (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NU
 
 
 Statement = tuple[str, Sequence[Any]]
+_End = tuple[asyncio.Future[None], sqlite3.Error | None]
+
+_PUT = "INSERT OR REPLACE INTO "
+"""Rows that are put into tables in any order, one table's in their own: no trigger or key connects two tables."""
+_ROWS = 200
+"""In one statement."""
 
 _COMPLETE, _NEW = "yes", "state.db was lost"
 COMPLETE: Statement = ("INSERT OR REPLACE INTO meta VALUES ('complete', ?)", (_COMPLETE,))
@@ -199,6 +206,54 @@ class Database:
         """One transaction for all; a job whose statements fail takes back only its own."""
         errors: dict[int, sqlite3.Error] = {}
         try:
+            if not self._transact_together(jobs):
+                errors = self._transact_apart(jobs)
+        except sqlite3.Error as error:
+            errors = dict.fromkeys(range(len(jobs)), error)
+        self.last_error = str(next(iter(errors.values()))) if errors else None
+        ends: dict[asyncio.AbstractEventLoop, list[_End]] = {}
+        for number, job in enumerate(jobs):
+            if job.done is not None and job.loop is not None:
+                ends.setdefault(job.loop, []).append((job.done, errors.get(number)))
+        for loop, ended in ends.items():
+            with contextlib.suppress(RuntimeError):  # the loop has gone: nobody waits any more
+                loop.call_soon_threadsafe(_settle, ended)
+
+    def _transact_together(self, jobs: list[_Job]) -> bool:
+        """Whether it was committed; nearly always it is, and needs no savepoints. Nothing has changed where not.
+
+        Rows for the same table go in one statement: with each the thread gives the GIL away, and waits to have it back.
+        """
+        rows: dict[str, list[Sequence[Any]]] = {}
+        try:
+            self._connection.execute("BEGIN")
+            for job in jobs:
+                for sql, arguments in job.statements:
+                    if not sql.startswith(_PUT):
+                        self._put(rows)
+                        self._connection.execute(sql, arguments)
+                    else:
+                        rows.setdefault(sql, []).append(arguments)
+            self._put(rows)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            return False
+        return True
+
+    def _put(self, rows: dict[str, list[Sequence[Any]]]) -> None:
+        for sql, several in rows.items():
+            head, values, row = sql.partition(" VALUES ")
+            for begin in range(0, len(several), _ROWS):
+                few = several[begin : begin + _ROWS]
+                self._connection.execute(f"{head}{values}{', '.join([row] * len(few))}", list(itertools.chain(*few)))
+        rows.clear()
+
+    def _transact_apart(self, jobs: list[_Job]) -> dict[int, sqlite3.Error]:
+        """Each in a savepoint of its own; the jobs that failed. Raises sqlite3.Error where nothing was committed."""
+        errors: dict[int, sqlite3.Error] = {}
+        try:
             self._connection.execute("BEGIN")
             for number, job in enumerate(jobs):
                 try:
@@ -208,15 +263,11 @@ class Database:
                         raise
                     errors[number] = error
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            errors = dict.fromkeys(range(len(jobs)), error)
+        except sqlite3.Error:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
-        self.last_error = str(next(iter(errors.values()))) if errors else None
-        for number, job in enumerate(jobs):
-            if job.done is not None and job.loop is not None:
-                with contextlib.suppress(RuntimeError):  # the loop has gone: nobody waits any more
-                    job.loop.call_soon_threadsafe(_settle, job.done, errors.get(number))
+            raise
+        return errors
 
     def _run_job(self, job: _Job) -> None:
         self._connection.execute("SAVEPOINT job")
@@ -231,10 +282,11 @@ class Database:
         self._connection.execute("RELEASE job")
 
 
-def _settle(done: asyncio.Future[None], error: sqlite3.Error | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
+def _settle(ended: list[_End]) -> None:
+    for done, error in ended:
+        if done.done():
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from modelcached.model import Commit, RepoId, Revision, SnapshotId
 
@@ -66,7 +66,7 @@ class Lease:
 
     def to_json(self) -> str:
         """As it lies in state.db."""
-        data = asdict(self)
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
         data["kind"] = self.kind.value
         data["models"] = [[m.snapshot.repo_id, m.snapshot.commit, m.revision] for m in self.models]
         return json.dumps(data)

@@ -57,11 +57,14 @@ class UseLedger:
             SnapshotId(RepoId(repo), Commit(commit)): Usage(tick, at) for repo, commit, tick, at in contents.usage
         }
         self._tick = max((usage.tick for usage in self.usage.values()), default=0)
+        self._holding: Counter[frozenset[Name]] = Counter()
         self._held_snapshots: Counter[SnapshotId] = Counter()
         self._held_names: Counter[Name] = Counter()
         self._held_digests: Counter[Digest] = Counter()
         self.pins: set[tuple[RepoId, Revision]] = {(RepoId(repo), Revision(rev)) for repo, rev in contents.pins}
         self.leases: dict[str, Lease] = {}
+        self._recovered: dict[str, None] = {}  # ids, oldest first; a node has thousands of leases, and few of these
+        self._of_pods: dict[str, dict[str, None]] = {}  # pod's uid -> ids of its leases
         self._streams: Counter[str] = Counter()  # lease id -> connected HoldModel streams
         self._gone_since: dict[str, float] = {}  # stream lease id -> when its last stream went
         self.unreadable: list[str] = []
@@ -78,7 +81,7 @@ class UseLedger:
             if lease.boot_id != clock.boot_id:  # another boot starts a lease's time anew
                 lease = lease.renewed(clock.boottime(), clock.boot_id)
                 database.write_later(_put(lease))
-            self.leases[lease.id] = lease
+            self._enter(lease)
             if lease.kind is LeaseKind.STREAM:
                 self._gone_since[lease.id] = clock.boottime()
         self._named: dict[tuple[RepoId, Revision], dict[Commit, int]] = {}
@@ -88,13 +91,13 @@ class UseLedger:
 
     # Order of use
 
-    def touch(self, snapshot: SnapshotId) -> None:
-        """Used now. Written in batches: losing the last of them in a crash costs order only."""
+    def touch(self, snapshot: SnapshotId) -> Statement:
+        """Used now. The statement is for the caller to commit; losing it costs order only."""
         self._tick += 1
         usage = Usage(self._tick, self._clock.wall())
         self.usage[snapshot] = usage
-        sql = "INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?)"
-        self._database.write_later((sql, (snapshot.repo_id, snapshot.commit, usage.tick, usage.used_at)))
+        row = (snapshot.repo_id, snapshot.commit, usage.tick, usage.used_at)
+        return ("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?)", row)
 
     def forget(self, snapshot: SnapshotId) -> None:
         """Evicted."""
@@ -132,22 +135,25 @@ class UseLedger:
     # Holds
 
     @contextmanager
-    def hold(self, snapshots: Iterable[SnapshotId], names: Iterable[Name]) -> Iterator[None]:
+    def hold(self, snapshots: Iterable[SnapshotId], names: frozenset[Name]) -> Iterator[None]:
         """For the time of a request: what it is about to use is never a victim.
 
         Blobs are held by name: another snapshot with the same tokenizer may go, and this name of it stays.
         """
-        snapshots, names = list(snapshots), list(names)
-        digests = [name.digest for name in names]
+        snapshots = list(snapshots)
         self._held_snapshots.update(snapshots)
-        self._held_names.update(names)
-        self._held_digests.update(digests)
+        self._holding[names] += 1
+        if self._holding[names] == 1:  # many requests hold the same hundreds of names
+            self._held_names.update(names)
+            self._held_digests.update(name.digest for name in names)
         try:
             yield
         finally:
             _drop(self._held_snapshots, snapshots)
-            _drop(self._held_names, names)
-            _drop(self._held_digests, digests)
+            _drop(self._holding, [names])
+            if names not in self._holding:
+                _drop(self._held_names, names)
+                _drop(self._held_digests, (name.digest for name in names))
 
     def holds(self, name: Name) -> bool:
         """A request is about to link to that name of a blob."""
@@ -179,12 +185,11 @@ class UseLedger:
         """
         statements: list[Statement] = []
         snapshots = {model.snapshot for model in models}
-        for old in list(self.leases.values()):
-            if old.kind is LeaseKind.RECOVERED and snapshots.issuperset(model.snapshot for model in old.models):
+        for old in [self.leases[lease_id] for lease_id in self._recovered]:
+            if snapshots.issuperset(model.snapshot for model in old.models):
                 statements += self.drop(old.id)
-        same = next(
-            (old for old in self.leases.values() if pod_uid and old.pod_uid == pod_uid and old.models == models), None
-        )
+        own = [self.leases[lease_id] for lease_id in self._of_pods.get(pod_uid, ())]
+        same = next((old for old in own if old.models == models), None)
         now = self._clock.boottime()
         if same is not None:
             lease = replace(same, ttl_seconds=ttl_seconds).renewed(now, self._clock.boot_id)
@@ -200,10 +205,17 @@ class UseLedger:
                 now,
                 pod_uid,
             )
-        self.leases[lease.id] = lease
+        self._enter(lease)
         if kind is LeaseKind.STREAM:
             self._gone_since[lease.id] = now
         return lease, [*statements, _put(lease)]
+
+    def _enter(self, lease: Lease) -> None:
+        self.leases[lease.id] = lease
+        if lease.kind is LeaseKind.RECOVERED:
+            self._recovered[lease.id] = None
+        if lease.pod_uid:
+            self._of_pods.setdefault(lease.pod_uid, {})[lease.id] = None
 
     def renew(self, lease_id: str) -> tuple[Lease, Statement] | None:
         """Begins its time anew; the statement is for the caller to commit. None where there is no such lease."""
@@ -217,8 +229,15 @@ class UseLedger:
     def drop(self, lease_id: str) -> list[Statement]:
         """Ends a lease at once; its statements are for the caller to commit."""
         self._gone_since.pop(lease_id, None)
-        if self.leases.pop(lease_id, None) is None:
+        lease = self.leases.pop(lease_id, None)
+        if lease is None:
             return []
+        self._recovered.pop(lease_id, None)
+        if lease.pod_uid:
+            own = self._of_pods[lease.pod_uid]
+            own.pop(lease_id, None)
+            if not own:
+                del self._of_pods[lease.pod_uid]
         return [("DELETE FROM leases WHERE id = ?", (lease_id,))]
 
     def recover(self, snapshots: Iterable[SnapshotId], why: str) -> list[Statement]:
@@ -239,7 +258,7 @@ class UseLedger:
 
     def recovered(self) -> tuple[int, list[str]]:
         """How many leases stand for proofs of use that were lost, and why they were."""
-        holders = [lease.holder for lease in self.leases.values() if lease.kind is LeaseKind.RECOVERED]
+        holders = [self.leases[lease_id].holder for lease_id in self._recovered]
         return len(holders), sorted({holder.removeprefix(_UNKNOWN_HOLDER) for holder in holders})
 
     @contextmanager

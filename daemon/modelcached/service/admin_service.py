@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 from modelcache.v1 import admin_pb2, admin_pb2_grpc
@@ -40,12 +39,11 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     @stream
     async def WatchStatus(  # noqa: N802
         self, request: admin_pb2.WatchStatusRequest, context: Any
-    ) -> AsyncIterator[admin_pb2.WatchStatusResponse]:
+    ) -> None:
         """See the contract."""
-        del context
         interval = request.interval.ToTimedelta().total_seconds() if request.HasField("interval") else 1.0
         while not self._cache.stopping:
-            yield admin_pb2.WatchStatusResponse(status=await self._status())
+            await context.write(admin_pb2.WatchStatusResponse(status=await self._status()))
             await asyncio.sleep(max(_LEAST_INTERVAL_SECONDS, interval))
 
     @unary

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
 from modelcache.v1 import cache_pb2, cache_pb2_grpc
 
 from modelcached.cache import Cache, Watch
-from modelcached.cache.requests import Phase, Progress, Ready
+from modelcached.cache.requests import Phase, Progress
 from modelcached.errors import CacheError, Reason
 from modelcached.service import translate
 from modelcached.service.status import Gate, stream, unary
 
 PROGRESS_SECONDS = 0.5
 """How often a stream looks at its request; a reader that is slower sees fewer steps."""
+FIRST_SECONDS = 0.1
+"""When it looks for the first time."""
 _DEFAULT_PAGE, _MAX_PAGE = 100, 1000
 
 
@@ -31,19 +34,19 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     @stream
     async def EnsureModel(  # noqa: N802 - the contract's names
         self, request: cache_pb2.EnsureModelRequest, context: Any
-    ) -> AsyncIterator[cache_pb2.EnsureModelResponse]:
+    ) -> None:
         """See the contract."""
-        del context
         wanted = translate.ensure_request(request)
         with structlog.contextvars.bound_contextvars(request_id=wanted.request_id):
             watch = Watch()
-            work = asyncio.create_task(self._cache.ensure(wanted, watch, self._pod_seen))
+            teller = _Teller(watch, wanted.request_id, context.write)
             try:
-                async for progress in _steps(work, watch):
-                    yield translate.progress_message(progress, wanted.request_id)
-                yield translate.ready_message(await work, self._cache.core.clock)
-            finally:
-                await _end(work)
+                ready = await self._cache.ensure(wanted, watch, self._pod_seen)
+            except BaseException:
+                await teller.cancel()
+                raise
+            await teller.end()
+            await context.write(translate.ready_message(ready, self._cache.core.clock))
 
     @unary
     async def GetModel(self, request: cache_pb2.GetModelRequest, context: Any) -> cache_pb2.GetModelResponse:  # noqa: N802
@@ -81,38 +84,57 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     @stream
     async def HoldModel(  # noqa: N802
         self, request: cache_pb2.HoldModelRequest, context: Any
-    ) -> AsyncIterator[cache_pb2.HoldModelResponse]:
+    ) -> None:
         """See the contract."""
-        del context
         async with self._cache.leasing.held(request.lease_id) as lease:
             clock = self._cache.core.clock
-            yield cache_pb2.HoldModelResponse(
-                lease=translate.lease_message(lease, clock), held_since=translate.timestamp(clock.wall())
-            )
+            since = translate.timestamp(clock.wall())
+            message = translate.lease_message(lease, clock)
+            await context.write(cache_pb2.HoldModelResponse(lease=message, held_since=since))
             await self._cache.leasing.until_released(request.lease_id)
             if self._cache.stopping:
                 raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping; the lease waits for reconnect_grace")
             raise CacheError(Reason.LEASE_NOT_FOUND, f"lease {request.lease_id} was released")
 
 
-async def _steps(work: asyncio.Task[Ready], watch: Watch) -> AsyncIterator[Progress]:
-    """The request's progress now and again until it ends; at the least when something changed."""
-    last: Progress | None = None
-    # A hit takes milliseconds: only what takes longer has steps.
-    await asyncio.wait({work}, timeout=0.02)
-    while not work.done():
-        now = watch.progress()
-        if now != last:
-            last = now
-            yield now
-        await asyncio.wait({work}, timeout=PROGRESS_SECONDS)
-    if last is not None and not work.cancelled() and work.exception() is None:
-        final = watch.progress()
-        yield Progress(Phase.READY, final.bytes_total, final.bytes_total, 0, final.waiters)
+class _Teller:
+    """Tells a caller how its request stands: now and again, at the least when something changed."""
 
+    def __init__(self, watch: Watch, request_id: str, write: Callable[[Any], Awaitable[None]]) -> None:
+        self._watch = watch
+        self._request_id = request_id
+        self._write = write
+        self._ended = asyncio.Event()
+        self._telling: asyncio.Task[None] | None = None
+        # A hit takes milliseconds, many at once some tens: only what takes longer has steps.
+        self._begins = asyncio.get_running_loop().call_later(FIRST_SECONDS, self._begin)
 
-async def _end(work: asyncio.Task[Ready]) -> None:
-    """The caller has gone or has its answer: nothing of the call is left behind."""
-    if not work.done():
-        work.cancel()
-    await asyncio.gather(work, return_exceptions=True)
+    def _begin(self) -> None:
+        self._telling = asyncio.create_task(self._tell(), name=f"tell {self._request_id}")
+
+    async def _tell(self) -> None:
+        last: Progress | None = None
+        while not self._ended.is_set():
+            now = self._watch.progress()
+            if now != last:
+                last = now
+                await self._write(translate.progress_message(now, self._request_id))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), PROGRESS_SECONDS)
+
+    async def end(self) -> None:
+        """The request has its answer. A step that is being sent cannot be taken back, and goes first."""
+        self._begins.cancel()
+        if self._telling is not None:
+            self._ended.set()
+            await self._telling
+            end = self._watch.progress()
+            ready = Progress(Phase.READY, end.bytes_total, end.bytes_total, 0, end.waiters)
+            await self._write(translate.progress_message(ready, self._request_id))
+
+    async def cancel(self) -> None:
+        """The request has none: it failed, or its caller has gone."""
+        self._begins.cancel()
+        if self._telling is not None:
+            self._ended.set()
+            await asyncio.gather(self._telling, return_exceptions=True)

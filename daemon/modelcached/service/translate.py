@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from datetime import timedelta
 
@@ -60,11 +61,15 @@ def _text(name: str, value: str, limit: int = MAX_TEXT_CHARACTERS) -> str:
 
 def model_request(message: common_pb2.ModelReference) -> ModelRequest:
     """Raises CacheError INVALID_REPO_ID, INVALID_REVISION or INVALID_PATTERN."""
-    return ModelRequest(
-        parse_repo_id(message.repo_id),
-        parse_revision(message.revision),
-        parse_profile(message.profile.name, message.profile.include, message.profile.exclude),
-    )
+    profile = message.profile
+    return _parsed(message.repo_id, message.revision, profile.name, tuple(profile.include), tuple(profile.exclude))
+
+
+@functools.lru_cache(maxsize=256)  # a node's pods ask for the same few models again and again
+def _parsed(
+    repo_id: str, revision: str, profile: str, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> ModelRequest:
+    return ModelRequest(parse_repo_id(repo_id), parse_revision(revision), parse_profile(profile, include, exclude))
 
 
 def ensure_request(message: cache_pb2.EnsureModelRequest) -> EnsureRequest:

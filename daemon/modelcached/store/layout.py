@@ -144,9 +144,8 @@ class Layout:
         Whoever can write into hub/ could otherwise lead the daemon, which may be root, out of it.
         What does not exist yet is fine. Raises CacheError(STORAGE_ERROR) that names the culprit.
         """
-        relative = os.path.relpath(path, self.cache_dir)
         current = self.cache_dir
-        for part in relative.split("/"):
+        for part in path.removeprefix(f"{current}/").split("/"):
             current = f"{current}/{part}"
             if not self._check_real(current):
                 return

@@ -184,8 +184,10 @@ class SnapshotStore:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return False
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(len(commit) + 1) == commit.encode()
+        try:
+            return os.read(descriptor, len(commit) + 1) == commit.encode()
+        finally:
+            os.close(descriptor)
 
     def remove_ref(self, repo_id: RepoId, revision: Revision) -> None:
         """Removes a branch or tag."""
