@@ -265,6 +265,8 @@ class Exchange(Connection):
         step = min(left, self.site.pacer.step_bytes)
         if self._target.kind not in _UNPACED:
             self.site.pacer.take(step)
+            if self.site.stopping.is_set():  # the rate holds nothing back any more
+                raise ConnectionAbortedError("the Hub stops")
         return step
 
     def _send(self, view: memoryview) -> None:

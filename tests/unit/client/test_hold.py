@@ -161,9 +161,7 @@ def test_json_is_printed_before_the_command_when_asked_for(daemon, ensure_model)
 
 
 def test_signals_go_to_the_command(daemon, start_ensure_model):
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup would have theirs ignored
     running = start_ensure_model("org/name", "--hold", "--", sys.executable, "-c", CHILD)
-    signal.signal(signal.SIGHUP, before)
     running.wait_for("child runs")
     for name in ("SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTERM"):
         running.process.send_signal(getattr(signal, name))
