@@ -161,6 +161,7 @@ class Daemon:
         self._loop_task(loops.WATERMARK_SECONDS, "watermarks", lambda: loops.keep_watermarks(self.core))
         self._loop_task(loops.STALL_SECONDS, "stalls", lambda: loops.end_stalls(self.source))
         self._loop_task(loops.IDLE_SECONDS, "connections", lambda: loops.close_idle(self.source))
+        self._loop_task(loops.XET_IDLE_SECONDS, "xet", lambda: loops.end_idle_process(self.xet, self.pools))
         if (seconds := systemd.watchdog_seconds()) is not None:
 
             async def feed() -> None:
@@ -260,6 +261,7 @@ class Daemon:
             self.listener.stop()
         await asyncio.get_running_loop().run_in_executor(None, self.database.close)
         self.source.close()
+        self.xet.close()
         self.pools.stop()
         self.lock.release()
         log.info("stopped")

@@ -67,6 +67,11 @@ def children(node: Node) -> list[psutil.Process]:
     return alive
 
 
+def assert_no_process_stays(node: Node) -> None:
+    """One that has nothing to do ends soon."""
+    node.wait_until(lambda: children(node) == [], 6, "the process for Xet has ended")
+
+
 @contextmanager
 def under_way(
     hub: Hub, node: Node, digest: Digest, *arguments: str, env: dict[str, str] | None = None
@@ -94,7 +99,7 @@ def test_weights_come_from_the_store_once(hub: Hub, node: Node, xorb_bytes: int)
     assert hub.request_count(kind="token") == 1
     assert ready["bytes_fetched"] == size + 2
     assert node.metric("modelcached_fetched_bytes_total", origin="xet") == size
-    assert children(node) == []
+    assert_no_process_stays(node)
     node.assert_disk_truth()
 
 
@@ -165,7 +170,7 @@ def test_every_fault_of_the_store_ends_in_the_right_bytes(hub: Hub, node: Node, 
     assert_right(node.ensure(MODEL)[0], digest)
     assert wrong.fired > 0
     assert (hub.request_count(kind="cdn") > 0) == (way == "http")
-    assert children(node) == []
+    assert_no_process_stays(node)
 
 
 def test_http_goes_on_from_where_xet_failed(hub: Hub, node: Node) -> None:
@@ -305,6 +310,29 @@ def test_one_stream_at_a_time_and_nobody_else_waits_for_it(hub: Hub, make_node: 
     assert waiting.returncode == 0
     assert most == 1
     assert hub.request_count(kind="cdn", repo=MODEL) == 0
+
+
+def test_one_process_reads_file_after_file_and_the_next_model_after_a_failure_gets_another(
+    hub: Hub, node: Node
+) -> None:
+    names = [f"{number}.safetensors" for number in range(4)]
+    hub.create_repo(MODEL).commit({name: Synthetic(SIZE, n) for n, name in enumerate(names)}, xet=True)
+    hub.rate = 200 * MIB
+    seen: set[int] = set()
+    with node.popen("ensure-model", MODEL, "--profile", "full") as waiting:
+        while waiting.poll() is None:
+            seen |= {child.pid for child in children(node)}
+            time.sleep(0.01)
+    assert waiting.returncode == 0
+    assert len(seen) == 1
+    assert hub.request_count(kind="cdn") == 0
+    digest = commit(hub, name="org/next", seed=9)
+    once = hub.faults.add(Fault(FaultKind.STATUS, where="reconstruction", status=404, times=1))
+    (ready,) = node.ensure("org/next")
+    assert_right(ready, digest)
+    assert once.fired == 1
+    assert hub.request_count(kind="cdn") == 0, "its next try is over Xet again, from another process"
+    assert_no_process_stays(node)
 
 
 def test_full_xorbs_stay_under_600_mib_with_the_process_counted(hub: Hub, node: Node) -> None:

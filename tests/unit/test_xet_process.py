@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -18,6 +19,7 @@ from modelcached.sources.http import RemoteFile
 from modelcached.sources.hub import XetToken
 from modelcached.sources.origin import OriginFailedError
 from modelcached.sources.xet import MIN_BYTES, XetOrigin, XetSource
+from modelcached.sources.xet_child import _received
 
 ENDPOINT = "http://127.0.0.1:9"
 
@@ -102,6 +104,18 @@ def test_a_fetch_that_was_ended_before_it_began_ends(source: XetSource) -> None:
     abort.set()
     with pytest.raises(AbortedError):
         origin(source).fetch(0, MIN_BYTES, nothing, abort)
+
+
+def test_a_look_at_what_was_received_leaves_no_descriptor() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.sendall(b"12345")
+            assert client.recv(5) == b"12345"
+            descriptors = psutil.Process().num_fds()
+            received = [_received() for _ in range(3)]
+            assert psutil.Process().num_fds() == descriptors
+            assert all(look[os.fstat(client.fileno()).st_ino] == 5 for look in received)
 
 
 def test_a_machine_that_gives_no_process_is_no_fault_of_the_disk(

@@ -1,8 +1,9 @@
 """Bytes of a file from the Hub's Xet store, through hf_xet in a process of its own.
 
-One process a stretch of a file, started anew for each: it costs 0.1 s, an idle one would keep its buffers, and
-whatever hf_xet does wrong ends with it. It is watched from here and killed (see xet_process.py); only what has
-arrived here counts, and whether it is right is the digest's to say, for hf_xet 1.8 checks nothing.
+One process reads one stretch of a file after the other, for starting one takes as long as a shard of 100 MB. It is
+watched from here (see xet_process.py) and killed after the first stretch that did not come through, for whatever
+hf_xet does wrong ends with it, and when nobody has asked it for a while. Only what has arrived here counts, and whether
+it is right is the digest's to say, for hf_xet 1.8 checks nothing.
 
 Xet is never the only way: an origin that gives up says OriginFailedError, and the file goes on over HTTP from
 where it is. Blocking: call it from a mover thread.
@@ -25,12 +26,14 @@ from modelcached.sources.faults import TransientError
 from modelcached.sources.http import RemoteFile
 from modelcached.sources.hub import HubApi, XetToken
 from modelcached.sources.origin import OriginFailedError, Sink
-from modelcached.sources.xet_process import Child, EndedError, NoProcessError, started
+from modelcached.sources.xet_child import BLOCK_BYTES
+from modelcached.sources.xet_process import Child, EndedError, NoProcessError
+from modelcached.sources.xet_process import start as start_process
 
 MIN_BYTES = 16 << 20
 """A smaller file is one request over HTTP: a process would cost more."""
 STRETCH_BYTES = 2 << 30
-"""What one process reads. Between two, another flight may have its turn, and the token may be renewed."""
+"""What a process is asked for at once. Between two, another flight may have its turn, and the token may be renewed."""
 STREAMS = 1
 """At once. One stream has many connections of its own; with full xorbs (64 MiB) its process takes 350 MiB at most
 with the buffers below, and two would not fit into 600."""
@@ -52,7 +55,6 @@ REST = timedelta(minutes=5)
 """When two files in a row had to go on over HTTP, the others do not even try for so long."""
 _WHOLE_PIECE_STALLS = 10
 """Bytes must be coming in all the time, but a whole piece (up to 64 MiB) may take so many stall timeouts."""
-_CHUNK_BYTES = 1 << 20
 _TOKEN_MARGIN_SECONDS = 60
 _POLL_SECONDS = 0.1
 
@@ -77,6 +79,7 @@ class XetSource:
         self._lock = threading.Lock()
         self._given_up = 0
         self._rests_until = 0.0
+        self._idle: tuple[float, Child] | None = None
 
     def origin(self, file: RemoteFile) -> XetOrigin | None:
         """The file's origin here; None where it has none or needs none."""
@@ -121,10 +124,46 @@ class XetSource:
             "config": _CONFIG,
         }
         try:
-            with started(request, self._ca_file) as child:
-                self._watch(child, file, start, end, sink, abort)
+            child = self._take()
         except NoProcessError as error:
             raise TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file}: no process for Xet: {error}") from error
+        try:
+            child.ask(request)
+            self._watch(child, file, start, end, sink, abort)
+        except BaseException:
+            child.end()
+            raise
+        self._keep(child)
+
+    def _take(self) -> Child:
+        with self._lock:
+            kept, self._idle = self._idle, None
+        if kept is not None:
+            if kept[1].lives:
+                return kept[1]
+            kept[1].end()
+        return start_process(self._ca_file)
+
+    def _keep(self, child: Child) -> None:
+        """For the next stretch."""
+        with self._lock:
+            if self._idle is None:
+                self._idle = time.monotonic(), child
+                return
+        child.end()
+
+    @property
+    def idles(self) -> bool:
+        """There is a process that nobody has asked since its last stretch."""
+        return self._idle is not None
+
+    def close(self, *, idle_seconds: float = 0.0) -> None:
+        """Ends the process that nobody has asked for so long."""
+        with self._lock:
+            if self._idle is None or time.monotonic() - self._idle[0] < idle_seconds:
+                return
+            (_, child), self._idle = self._idle, None
+        child.end()
 
     def _watch(self, child: Child, file: RemoteFile, start: int, end: int, sink: Sink, abort: Abort) -> None:
         child.channel.settimeout(self._stall_seconds)
@@ -146,25 +185,23 @@ class XetSource:
             abort.attach(None)
 
     def _receive(self, child: Child, file: RemoteFile, start: int, end: int, sink: Sink, abort: Abort) -> None:
-        buffer = memoryview(bytearray(_CHUNK_BYTES))
         position, moved_at = start, time.monotonic()
         while position < end:
             offset, length = child.frame(position)
-            if length == 0 and time.monotonic() - moved_at > _WHOLE_PIECE_STALLS * self._stall_seconds:
-                raise TimeoutError
-            if length and (offset != position or length > end - position):
+            if length == 0:
+                if time.monotonic() - moved_at > _WHOLE_PIECE_STALLS * self._stall_seconds:
+                    raise TimeoutError
+                continue
+            if offset != position or length > min(BLOCK_BYTES, end - position):
                 raise TransientError(
                     Reason.UPSTREAM_UNAVAILABLE, f"{file}: Xet sent {length} bytes of {offset} where {position} was due"
                 )
-            reach = position + length
-            while position < reach:
-                view = buffer[: min(len(buffer), reach - position)]
-                child.fill(view, position)
-                if abort.is_set:
-                    raise AbortedError
-                sink(view, position)
-                position += len(view)
-                moved_at = time.monotonic()
+            if abort.is_set:
+                raise AbortedError
+            with child.block(length) as block:
+                sink(block, position)
+            position += length
+            moved_at = time.monotonic()
 
     # Tokens
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import mmap
 import os
 import re
 import socket
@@ -14,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from modelcached.model import shown
-from modelcached.sources.xet_child import FRAME, STDERR_BYTES
+from modelcached.sources.xet_child import BLOCK_BYTES, BLOCKS, FRAME, STDERR_BYTES
 
 _LAST_WORDS_SECONDS = 1.0
 _KEPT_VARIABLES = re.compile(
@@ -35,22 +37,38 @@ class NoProcessError(Exception):
 
 
 class Child:
-    """The process of one stretch, and the way to it."""
+    """A process that reads one stretch after the other, and the way to it. Whoever has it ends it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, stderr: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], channel: socket.socket, blocks: memoryview, stderr: int, held: ExitStack
+    ) -> None:
         self.channel = channel
         self._process = process
+        self._blocks = blocks
+        self._next = 0
         self._stderr = stderr
+        self._held = held
+
+    @property
+    def lives(self) -> bool:
+        """It has not ended yet."""
+        return self._process.poll() is None
+
+    def ask(self, request: dict[str, object]) -> None:
+        """The next stretch."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it says why it has ended already
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def end(self) -> None:
+        """Kills it, whatever it does at this moment."""
+        self._held.close()
 
     def frame(self, position: int) -> tuple[int, int]:
-        """Offset and length of what comes next."""
+        """Offset and length of what comes next. Raises TimeoutError, EndedError (``position`` is for it)."""
         header = bytearray(FRAME.size)
-        self.fill(memoryview(header), position)
-        offset, length = FRAME.unpack(header)
-        return offset, length
-
-    def fill(self, view: memoryview, position: int) -> None:
-        """Receives into all of the view. Raises TimeoutError, EndedError."""
+        view = memoryview(header)
         while view:
             try:
                 count = self.channel.recv_into(view)
@@ -59,6 +77,18 @@ class Child:
             if count == 0:
                 raise EndedError(position)
             view = view[count:]
+        offset, length = FRAME.unpack(header)
+        return offset, length
+
+    @contextmanager
+    def block(self, length: int) -> Iterator[memoryview]:
+        """What the frame told of, as long as it is needed; then its place is the process's again."""
+        at = self._next * BLOCK_BYTES
+        with self._blocks[at : at + length] as block:
+            yield block
+        self._next = (self._next + 1) % BLOCKS
+        with suppress(OSError):  # the next frame will not come
+            self.channel.send(b".")
 
     def said(self) -> str:
         """Why it ended, in its own words; without the addresses' queries, for they are signed."""
@@ -71,38 +101,46 @@ class Child:
         return shown(re.sub(r"\?[^\s)\"']+", "?...", words), 300) + ending
 
 
-@contextmanager
-def started(request: dict[str, object], ca_file: Path | None = None) -> Iterator[Child]:
-    """A process for the request, killed when the block is left, whatever it does at that moment.
+def start(ca_file: Path | None = None) -> Child:
+    """A process that waits to be asked. It believes the authorities of ``ca_file`` beside the system's.
 
-    It believes the authorities of ``ca_file`` beside the system's. Raises NoProcessError.
+    Raises NoProcessError.
     """
     with ExitStack() as held:
         try:
             stderr = os.memfd_create("xet-stderr")
             held.callback(os.close, stderr)
+            memory = os.memfd_create("xet-blocks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            held.callback(os.close, memory)
+            os.ftruncate(memory, BLOCKS * BLOCK_BYTES)
+            # A process that made it shorter would end this one with SIGBUS.
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            blocks = held.enter_context(memoryview(held.enter_context(mmap.mmap(memory, BLOCKS * BLOCK_BYTES))))
             ours, theirs = socket.socketpair()
             held.enter_context(ours)
             with theirs:
                 # Exec'ed by vfork: nothing of ours runs between, so gRPC's threads do no harm.
                 process = subprocess.Popen(  # noqa: S603 - our own program
-                    [sys.executable, "-P", "-m", "modelcached.sources.xet_child", str(os.getpid())],
+                    [sys.executable, "-P", "-m", "modelcached.sources.xet_child", str(os.getpid()), str(memory)],
                     stdin=subprocess.PIPE,
                     stdout=theirs.fileno(),
                     stderr=stderr,
                     cwd="/",
                     env=_environment(ca_file),
-                    close_fds=True,
+                    pass_fds=(memory,),
                 )
         except OSError as error:
             raise NoProcessError(error.strerror or str(error)) from error
+        held.callback(_close, process)
         held.callback(process.wait)
         held.callback(process.kill)
-        with suppress(BrokenPipeError):  # it says why it has ended already
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(request).encode())
-            process.stdin.close()
-        yield Child(process, ours, stderr)
+        return Child(process, ours, blocks, stderr, held.pop_all())
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # what it was asked for and did not read
+        process.stdin.close()
 
 
 def _environment(ca_file: Path | None) -> dict[str, str]:

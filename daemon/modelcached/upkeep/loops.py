@@ -12,7 +12,9 @@ from modelcached.cache.admission import drop_leftovers
 from modelcached.cache.eviction import condemn, finished, plan
 from modelcached.events import Observer, UpkeepRan
 from modelcached.ledger.leases import LeaseKind, PodWitness
+from modelcached.pools import Pools
 from modelcached.sources.http import HttpSource
+from modelcached.sources.xet import XetSource
 from modelcached.units import format_size
 from modelcached.upkeep.pods import PodsDirectory
 
@@ -25,6 +27,8 @@ WATERMARK_SECONDS = 5.0
 STALL_SECONDS = 1.0
 IDLE_SECONDS = 10.0
 """A connection that was not used for so long is closed."""
+XET_IDLE_SECONDS = 2.0
+"""The process for Xet: between two files of a model, not between two models."""
 
 
 async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]], observe: Observer) -> None:
@@ -44,6 +48,12 @@ async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]], 
 async def close_idle(source: HttpSource) -> None:
     """Gives back connections to upstream that no transfer uses any more."""
     source.close(idle_seconds=IDLE_SECONDS)
+
+
+async def end_idle_process(xet: XetSource, pools: Pools) -> None:
+    """Gives back the memory of the process for Xet; in a thread, for that takes a moment."""
+    if xet.idles:
+        await pools.on_flush(lambda: xet.close(idle_seconds=XET_IDLE_SECONDS))
 
 
 async def end_stalls(source: HttpSource) -> None:
