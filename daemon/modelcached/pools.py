@@ -85,14 +85,23 @@ class Threads:
             self._queue.put(work)
             self._unclaimed -= 1
             if self._unclaimed < 0 and len(self._threads) < self._size:
-                thread = threading.Thread(target=self._serve, name=f"{self._name}_{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
-                self._unclaimed += 1
-                thread.start()
+                try:
+                    self._start_one()
+                except RuntimeError:  # the machine gives no thread at this moment; those that there are will do
+                    if not self._threads:
+                        done.cancel()
+                        raise
         return await done
 
+    def _start_one(self) -> None:
+        thread = threading.Thread(target=self._serve, name=f"{self._name}_{len(self._threads)}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+        self._unclaimed += 1
+
     def _serve(self) -> None:
-        os.nice(self._nice)  # of this thread alone: on Linux each has its own (sched(7))
+        with contextlib.suppress(OSError):  # a sandbox may forbid it, and work comes first
+            os.nice(self._nice)  # of this thread alone: on Linux each has its own (sched(7))
         while (work := self._queue.get()) is not None and not self._stopped:
             work.do()
             del work  # what it holds must not outlive it

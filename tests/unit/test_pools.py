@@ -66,6 +66,31 @@ async def test_there_are_never_more_threads_than_the_size() -> None:
     assert names == {"few_0", "few_1"}
 
 
+async def test_a_machine_that_gives_no_thread_now_fails_nobody_whom_another_thread_can_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads, gate = Threads(2, "few"), threading.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            await threads.run(lambda: 1)
+    waiting = asyncio.create_task(threads.run(gate.wait))
+    await asyncio.sleep(0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        second = asyncio.create_task(threads.run(lambda: 2))
+        await asyncio.sleep(0.01)
+        assert not second.done(), "it stands in line"
+    assert await threads.run(lambda: 3) == 3, "the next one brings a thread"
+    assert await second == 2
+    gate.set()
+    assert await waiting is True
+    threads.stop(wait=True)
+
+
 async def test_a_stop_waits_for_what_runs_and_refuses_what_comes() -> None:
     threads, ended = Threads(1, "one"), []
 
