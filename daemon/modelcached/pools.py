@@ -19,8 +19,9 @@ HUB_THREADS = 8
 DISK_THREADS = 4
 HASH_THREADS = 2
 FLUSH_THREADS = 4
-HASH_NICE, MOVER_NICE = 10, 5
-"""Bytes in bulk step back behind answers; hashing, which never waits, furthest (`make bench CASE=meanwhile`)."""
+HASH_NICE = 10
+"""Hashing, which never waits, steps back behind answers (`make bench CASE=meanwhile`). Movers do not: what they are
+late to read lies in sockets, and is lost with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class Pools:
             Threads(DISK_THREADS, "disk"),
             Threads(HASH_THREADS, "hash", HASH_NICE),
             Threads(FLUSH_THREADS, "flush"),
-            Threads(connections, "mover", MOVER_NICE),
+            Threads(connections, "mover"),
         )
 
     async def on_disk(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -18,8 +18,8 @@ MODEL, LARGE, SMALL = "org/model", "model.safetensors", "LICENSE"
 SIZE = 128 * MIB
 RATE = 16 * MIB
 """Bytes a second: far from whole when the small file has failed."""
-LOST_BYTES = 12 * MIB
-"""What four connections may have had in their sockets when they were ended, where others keep every core busy."""
+LOST_BYTES = 4 * MIB
+"""What four connections may have had in their sockets when they were ended."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def test_a_small_file_that_fails_leaves_the_large_one_its_progress(
     assert SMALL in asked.text
     assert hub.wait_until(lambda: all(request.finished for request in hub.requests()))
     came = hub.body_bytes(MODEL, LARGE)
-    assert LOST_BYTES + 4 * MIB < came < SIZE
+    assert 2 * LOST_BYTES < came < SIZE
     hub.faults.clear()
     hub.rate = None
     (ready,) = node.ensure(MODEL, "--profile", "full")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
-from modelcached.pools import HASH_NICE, MOVER_NICE, Pools, Threads
+from modelcached.pools import HASH_NICE, Pools, Threads
 
 
 async def test_what_a_thread_logs_carries_its_request() -> None:
@@ -107,16 +107,16 @@ async def test_a_stop_waits_for_what_runs_and_refuses_what_comes() -> None:
         await threads.run(work)
 
 
-async def test_bytes_in_bulk_step_back_behind_answers() -> None:
+async def test_hashing_steps_back_behind_answers_and_nothing_else_does() -> None:
     def nice() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     pools = Pools.start(connections=1)
     try:
         own = nice()
-        assert await pools.on_disk(nice) == own
+        for run in (pools.on_disk, pools.on_hub, pools.on_flush, pools.on_mover):
+            assert await run(nice) == own
         assert await pools.on_hash(nice) == min(19, own + HASH_NICE) > own
-        assert await pools.on_mover(nice) == min(19, own + MOVER_NICE) > own
         assert nice() == own
     finally:
         pools.stop()
