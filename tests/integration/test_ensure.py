@@ -112,6 +112,22 @@ def test_one_request_id_goes_from_the_client_to_the_disk(hub: Hub, make_node: Ca
     assert ids("evicted") == ["id-of-second"], "the first went for it"
 
 
+def test_a_stream_tells_how_it_goes_and_ends_with_all_of_it(hub: Hub, node: Node) -> None:
+    hub.create_repo("org/large").commit({"model.safetensors": Synthetic(24 * MIB, 1)})
+    hub.rate = 12 * MIB
+    with node.client() as client:
+        *steps, last_step, ready = client.ensure(reference("org/large", profile="full"))
+    assert isinstance(ready, cache_pb2.Ready)
+    downloading = [step.bytes_done for step in steps if step.phase == cache_pb2.PHASE_DOWNLOADING]
+    assert len(set(downloading)) > 1, "it goes on"
+    assert downloading == sorted(downloading)
+    assert last_step.phase == cache_pb2.PHASE_READY
+    assert last_step.bytes_done == last_step.bytes_total == ready.models[0].bytes_total
+    with node.client() as client:
+        (hit,) = client.ensure(reference("org/large", profile="full"))
+    assert isinstance(hit, cache_pb2.Ready), "a hit has no steps"
+
+
 async def test_what_only_waits_for_space_has_nothing_done(hub: Hub, make_node: Callable[..., Node]) -> None:
     node = make_node()
     node.write_config()

@@ -84,13 +84,16 @@ class Sampler:
             thread.join()
 
 
-def test_the_least_recently_used_goes_not_the_first_downloaded(hub: Hub, make_node: Callable[..., Node]) -> None:
+@pytest.mark.parametrize("end", [Node.terminate, Node.kill])
+def test_the_least_recently_used_goes_not_the_first_downloaded(
+    hub: Hub, make_node: Callable[..., Node], end: Callable[[Node], None]
+) -> None:
     node = make_node(cache=budget(3)).start()
     publish(hub, "a", "b", "c", "d")
     for name in ("a", "b", "c"):
         ensure(node, name)
     assert ensure(node, "a").models[0].outcome == common_pb2.OUTCOME_HIT
-    node.terminate()
+    end(node)
     node.start()  # the order of use is not only in memory
     node.release_all()
     ensure(node, "d")
