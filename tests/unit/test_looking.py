@@ -6,7 +6,8 @@ import asyncio
 from typing import Any, cast
 
 from modelcached.cache.core import Core
-from modelcached.cache.want import Looking, Sight, Want
+from modelcached.cache.looking import Looking, Sight
+from modelcached.cache.want import Want
 from modelcached.model import Commit, Manifest, RepoId, Revision, Selection
 from modelcached.store.manifests import Record
 

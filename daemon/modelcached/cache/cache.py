@@ -1,6 +1,7 @@
 """The heart. Read ``Cache.ensure`` from the top; each step has a module of its own.
 
 wanting.py       what was asked, down to files (want.py)
+looking.py       whether all of it is on the disk: a hit
 assemblies.py    one running assembly for each set of files; assembly.py makes it whole:
 verification.py  what is on the disk is believed once it was hashed
 turns.py         its turn to download
@@ -29,10 +30,11 @@ from modelcached.cache.assemblies import Assemblies, Watch
 from modelcached.cache.assembly import Tally
 from modelcached.cache.core import Core
 from modelcached.cache.leasing import Leasing
+from modelcached.cache.looking import Looking
 from modelcached.cache.prewarm import Prewarmer
 from modelcached.cache.requests import CachedModel, EnsureRequest, Evicted, Outcome, Phase, Ready, ReadyModel, Status
 from modelcached.cache.shelf import Shelf
-from modelcached.cache.want import Looking, Want, names_of
+from modelcached.cache.want import Want, names_of
 from modelcached.cache.wanting import Wanting
 from modelcached.catalog import Catalog
 from modelcached.errors import CacheError, Reason

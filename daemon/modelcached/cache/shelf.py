@@ -8,8 +8,9 @@ from modelcached.cache import eviction
 from modelcached.cache.admission import pinned_and_leased
 from modelcached.cache.assemblies import Assemblies
 from modelcached.cache.core import Core
+from modelcached.cache.looking import Looking
 from modelcached.cache.requests import CachedModel, ModelRequest, Status
-from modelcached.cache.want import Looking, Want
+from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
 from modelcached.store.index import Snapshot, SnapshotState
