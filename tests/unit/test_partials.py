@@ -81,6 +81,40 @@ def test_what_was_marked_is_there_after_a_kill(store: PartialStore) -> None:
     second.close()
 
 
+def test_writers_of_one_file_take_turns_and_those_of_two_do_not(layout: Layout) -> None:
+    """The kernel takes one writer of a file at a time, and has the others spin for it."""
+    other = Digest(Algorithm.SHA256, "0" * 64)
+    gate, entered = threading.Event(), threading.Semaphore(0)
+
+    def wait(operation: str, _path: str) -> None:
+        if operation == "write":
+            entered.release()
+            assert gate.wait(10)
+
+    store = PartialStore(Disk(wait), layout)
+    first, second = store.open(DIGEST, SIZE), store.open(other, SIZE)
+    try:
+        writers = [
+            threading.Thread(target=partial.write, args=(memoryview(CONTENT)[:1000], offset))
+            for partial, offset in ((first, 0), (first, 1000), (second, 0))
+        ]
+        for writer in writers:
+            writer.start()
+        assert entered.acquire(timeout=10)
+        assert entered.acquire(timeout=10)
+        assert not entered.acquire(timeout=0.2), "two are in the same file"
+        gate.set()
+        for writer in writers:
+            writer.join()
+        read = bytearray(2000)
+        assert first.read(memoryview(read), 0) == 2000
+        assert read == CONTENT[:1000] * 2
+    finally:
+        gate.set()
+        first.close()
+        second.close()
+
+
 def test_after_a_power_loss_only_what_was_flushed_counts(store: PartialStore, monkeypatch: pytest.MonkeyPatch) -> None:
     first = store.open(DIGEST, SIZE)
     put(first, 0, 10_000)
