@@ -14,7 +14,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,17 +23,16 @@ from modelcache.reasons import EXIT_USAGE
 
 from modelcached import __version__
 from modelcached.cache import Cache, Core
-from modelcached.cache.admission import blob_bytes
+from modelcached.cache.account import FlightAccount
 from modelcached.cache.recovery import recover
 from modelcached.cache.requests import Status
 from modelcached.catalog import Catalog, CatalogLimits
 from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
 from modelcached.errors import CacheError, Reason
-from modelcached.events import BytesFetched, Event, HubCalled
+from modelcached.events import Event, HubCalled
 from modelcached.ledger import database as state
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.use import UseLedger
-from modelcached.model import repo_folder
 from modelcached.pools import Pools
 from modelcached.service.server import Server
 from modelcached.sources.endpoints import Endpoints
@@ -44,14 +43,12 @@ from modelcached.sources.upstream import Upstream
 from modelcached.sources.xet import XetSource
 from modelcached.store import memory
 from modelcached.store.disk import Disk
-from modelcached.store.index import Blob
 from modelcached.store.layout import Layout
 from modelcached.store.owner import Ballast, OwnerLock, prepare
 from modelcached.telemetry import logs
 from modelcached.telemetry.lag import LoopLag
 from modelcached.telemetry.listener import Listener
 from modelcached.telemetry.metrics import Metrics
-from modelcached.transfer.flight import Flight
 from modelcached.transfer.flights import Flights, TransferLimits
 from modelcached.transfer.pace import RateLimiter
 from modelcached.upkeep import loops, systemd
@@ -68,14 +65,14 @@ SCRAPE_SECONDS = 10.0
 class Daemon:
     """All parts of one daemon, wired. Raises ConfigError."""
 
-    def __init__(self, config: Config, disk: Disk | None = None) -> None:
+    def __init__(self, config: Config, disk: Disk | None = None, clock: Clock | None = None) -> None:
         self.config = config
         self.network = Network.of(config.hub.ca_file, os.environ)
         self.disk = disk or Disk()
         self.layout = Layout(str(config.cache.dir))
         self.lock = OwnerLock(self.layout)
         self.pools = Pools.start(config.transfer.connections)
-        self.clock = Clock.system()
+        self.clock = clock or Clock.system()
         self.tasks: list[asyncio.Task[None]] = []
         self.serving = False
 
@@ -114,14 +111,15 @@ class Daemon:
             stall_timeout_seconds=config.transfer.stall_timeout.total_seconds(),
             user_agent=f"modelcached/{__version__}",
         )
+        account = FlightAccount(self.core)
         self.flights = Flights(
             pools=self.pools,
             partials=self.core.partials,
             limits=TransferLimits(config.transfer.connections, config.transfer.retry_timeout),
             limiter=RateLimiter(config.transfer.rate_limit),
-            allocating=self._allocating,
-            published=self._published,
-            ended=self._flown,
+            allocating=account.allocating,
+            published=account.published,
+            ended=account.ended,
         )
         apis = [
             HubApi(endpoint, network=self.network, version=__version__, max_files=config.hub.max_files)
@@ -189,42 +187,6 @@ class Daemon:
     def _observe(self, event: Event) -> None:
         self.metrics.observe(event)
 
-    @contextlib.asynccontextmanager
-    async def _allocating(self, flight: Flight) -> AsyncIterator[None]:
-        """A partial gets its blocks: from one step to the next they are used and promised no longer."""
-        async with self.core.measuring("partial"):
-            yield
-            if flight.partial is None or flight.reservation is None:
-                return
-            if not flight.partial.hard_allocated:
-                self.core.degraded["allocation"] = (
-                    "the filesystem below cache.dir cannot allocate ahead: reservations are soft, "
-                    "and a transfer may still meet a full disk"
-                )
-            sizes = await self.pools.on_disk(flight.partial.allocated)
-            for inode, size in sizes.items():
-                self.core.space.add("partial", inode, size)
-            # Counted until the flight has ended, wherever a look at the directories finds them meanwhile.
-            self.core.space.set_area(_area(flight), sizes)
-            grows = max(0, blob_bytes(flight.size_bytes) - sum(sizes.values()))  # the journal does
-            flight.reservation.spend(flight.reservation.remaining_bytes - grows)
-
-    def _published(self, flight: Flight, status: os.stat_result) -> None:
-        """A blob is in its repository: belief, account and counters follow in the same step."""
-        blob = Blob.verified_now(status)
-        self.core.index.repo(flight.repo_id).blobs[flight.digest] = blob
-        self.core.space.add(repo_folder(flight.repo_id), blob.stamp.inode, blob.allocated_bytes)
-        if flight.reservation is not None:
-            flight.reservation.spend(flight.reservation.remaining_bytes)
-        for label, size_bytes in flight.fetched.items():
-            self.metrics.observe(BytesFetched(label, size_bytes))
-
-    def _flown(self, flight: Flight) -> None:
-        """Its blocks are where the next look finds them; what it did not need is free again."""
-        if flight.reservation is not None:
-            flight.reservation.release()
-        self.core.space.set_area(_area(flight), {})
-
     def apply(self, config: Config) -> None:
         """A reload: what can change while running does."""
         status = os.statvfs(self.layout.cache_dir)
@@ -265,10 +227,6 @@ class Daemon:
         self.pools.stop()
         self.lock.release()
         log.info("stopped")
-
-
-def _area(flight: Flight) -> str:
-    return f"flight {flight.digest.hex}"
 
 
 def _open_state(disk: Disk, layout: Layout) -> tuple[sqlite3.Connection, state.Contents]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from modelcached.ledger.clock import Clock
 from modelcached.model import Digest
 from modelcached.store import journal
 
@@ -53,7 +54,7 @@ def journalled(node: Node, digest: Digest) -> int:
         content = (node.private / "partial" / f"{digest}.journal").read_bytes()
     except FileNotFoundError:
         return 0
-    reading = journal.read(content, digest, journal.boot_id())
+    reading = journal.read(content, digest, Clock.system().boot_id)
     return reading.trusted.total if reading is not None else 0
 
 

@@ -80,7 +80,7 @@ class Bench:
         disk = Disk(self._announced)
         prepare(disk, self.layout)
         self.pools = Pools.start(connections)
-        self.partials = PartialStore(disk, self.layout)
+        self.partials = PartialStore(disk, self.layout, "this boot")
         self.ended: list[Flight] = []
         self.flights = Flights(
             pools=self.pools,

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from modelcached.model import Algorithm, Digest, RepoId
-from modelcached.store import journal, partials
+from modelcached.store import journal
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
 from modelcached.store.owner import prepare
@@ -26,6 +26,7 @@ CONTENT = bytes(n % 251 for n in range(SIZE))
 DIGEST = Digest(Algorithm.SHA256, hashlib.sha256(CONTENT).hexdigest())
 REPO = RepoId("org/name")
 UNPRIVILEGED = 65534
+BOOT = "this boot"
 
 
 class Recorder:
@@ -57,7 +58,7 @@ def recorder(layout: Layout) -> Recorder:
 
 @pytest.fixture
 def store(layout: Layout, recorder: Recorder) -> PartialStore:
-    return PartialStore(Disk(recorder), layout)
+    return PartialStore(Disk(recorder), layout, BOOT)
 
 
 def put(partial: Partial, start: int, end: int) -> None:
@@ -91,7 +92,7 @@ def test_writers_of_one_file_take_turns_and_those_of_two_do_not(layout: Layout) 
             entered.release()
             assert gate.wait(10)
 
-    store = PartialStore(Disk(wait), layout)
+    store = PartialStore(Disk(wait), layout, BOOT)
     first, second = store.open(DIGEST, SIZE), store.open(other, SIZE)
     try:
         writers = [
@@ -115,13 +116,13 @@ def test_writers_of_one_file_take_turns_and_those_of_two_do_not(layout: Layout) 
         second.close()
 
 
-def test_after_a_power_loss_only_what_was_flushed_counts(store: PartialStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_power_loss_only_what_was_flushed_counts(store: PartialStore, layout: Layout) -> None:
     first = store.open(DIGEST, SIZE)
     put(first, 0, 10_000)
     first.sync()
     put(first, 10_000, 20_000)
     first.close()
-    monkeypatch.setattr(partials.journal, "boot_id", lambda: "another boot")
+    store = PartialStore(Disk(), layout, "another boot")
     second = store.open(DIGEST, SIZE)
     assert second.resumed.spans == [(0, 10_000)]
     put(second, 30_000, 40_000)
@@ -253,7 +254,7 @@ def test_whichever_step_of_publishing_fails_a_reader_sees_all_or_nothing(store: 
     recorder = Recorder(Path(layout.cache_dir))
     count = 0
     while True:
-        store = PartialStore(Disk(recorder), layout)
+        store = PartialStore(Disk(recorder), layout, BOOT)
         partial = store.open(DIGEST, SIZE)
         if not partial.resumed.spans:
             put(partial, 0, SIZE)
@@ -322,7 +323,7 @@ def test_a_kill_between_sealing_and_renaming_loses_nothing(recorder: Recorder) -
         with unprivileged():
             layout = Layout(f"{root}/cache")
             prepare(Disk(), layout)
-            store = PartialStore(Disk(recorder), layout)
+            store = PartialStore(Disk(recorder), layout, BOOT)
             first = store.open(DIGEST, SIZE)
             put(first, 0, SIZE)
             recorder.fails = lambda operation, _path: operation == "rename"

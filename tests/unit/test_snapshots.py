@@ -39,7 +39,7 @@ class World:
         prepare(Disk(), self.layout)
         self.disk = Disk(lambda _operation, _path: self.seen.append(self.look()))
         self.snapshots = SnapshotStore(self.disk, self.layout)
-        partials = PartialStore(self.disk, self.layout)
+        partials = PartialStore(self.disk, self.layout, "this boot")
         for content in FILES.values():
             partials.publish_small(SNAPSHOT.repo_id, digest_of(content), content)
         self.seen.clear()

@@ -67,7 +67,7 @@ class Core:
     def __post_init__(self) -> None:
         """The stores share the disk's seam and the layout; the limits are those of the settings in force."""
         self.turns = Turns(lambda: self.config.transfer.models)
-        self.partials = PartialStore(self.disk, self.layout)
+        self.partials = PartialStore(self.disk, self.layout, self.clock.boot_id)
         self.manifests = ManifestStore(self.disk, self.layout)
         self.snapshots = SnapshotStore(self.disk, self.layout)
         self.ballast = Ballast(self.disk, self.layout)

@@ -19,17 +19,11 @@ import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from modelcached.model import Digest
 
 FORMAT_VERSION = 1
 _DONE = re.compile(r"d (\d+) (\d+)")
-
-
-def boot_id() -> str:
-    """Changes with each boot of the machine (proc(5), random/boot_id)."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 @dataclass(slots=True)

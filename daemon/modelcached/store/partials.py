@@ -29,7 +29,7 @@ from modelcached.store.layout import Layout
 class Partial:
     """One unfinished blob, open for writing. Made by ``PartialStore.open``."""
 
-    def __init__(self, disk: Disk, layout: Layout, digest: Digest, size_bytes: int) -> None:
+    def __init__(self, disk: Disk, layout: Layout, digest: Digest, size_bytes: int, boot_id: str) -> None:
         self.digest = digest
         self.size_bytes = size_bytes
         self.resumed = journal.Ranges()
@@ -42,6 +42,7 @@ class Partial:
         self._layout = layout
         self._data_path = layout.partial_data(digest)
         self._journal_path = layout.partial_journal(digest)
+        self._boot_id = boot_id
         self._data = -1
         self._journal = -1
         self._journal_bytes = 0
@@ -54,16 +55,16 @@ class Partial:
         self._users = 0
         self._closed = False
 
-    def _create(self, boot: str) -> None:
+    def _create(self) -> None:
         self._disk.unlink(self._journal_path)
         self._disk.unlink(self._data_path)
         # Journal first: a journal without data is refused at the next start, data without a journal too.
         self._journal = self._disk.create(self._journal_path)
-        self._append(journal.header(self.digest, self.size_bytes, boot))
+        self._append(journal.header(self.digest, self.size_bytes, self._boot_id))
         self._data = self._disk.create(self._data_path)
         self.hard_allocated = self._disk.allocate(self._data, self.size_bytes, self._data_path)
 
-    def _resume(self, reading: journal.Reading, boot: str) -> None:
+    def _resume(self, reading: journal.Reading) -> None:
         self._journal = self._disk.reopen(self._journal_path)
         self._data = self._disk.reopen(self._data_path)
         self._disk.truncate(self._journal, reading.valid_bytes, self._journal_path)
@@ -72,8 +73,8 @@ class Partial:
         self.resumed = reading.trusted
         # A kill between create and allocate leaves less than all blocks.
         self.hard_allocated = self._disk.allocate(self._data, self.size_bytes, self._data_path)
-        if reading.boot_id != boot:
-            self._append(journal.rebooted(boot))
+        if reading.boot_id != self._boot_id:
+            self._append(journal.rebooted(self._boot_id))
 
     def _append(self, record: bytes) -> None:
         self._disk.append(self._journal, record, self._journal_path)
@@ -149,7 +150,7 @@ class Partial:
             self._disk.truncate(self._journal, 0, self._journal_path)
             os.lseek(self._journal, 0, os.SEEK_SET)
             self._journal_bytes = 0
-            self._append(journal.header(self.digest, self.size_bytes, journal.boot_id()))
+            self._append(journal.header(self.digest, self.size_bytes, self._boot_id))
         self.resumed = journal.Ranges()
 
     def publish(self, repo_id: RepoId) -> os.stat_result:
@@ -194,21 +195,22 @@ class Partial:
 class PartialStore:
     """All unfinished blobs. Blocking: call it from disk threads."""
 
-    def __init__(self, disk: Disk, layout: Layout) -> None:
+    def __init__(self, disk: Disk, layout: Layout, boot_id: str) -> None:
+        """``boot_id``: of the boot that this process runs in; see journal.py."""
         self._disk = disk
         self._layout = layout
+        self._boot_id = boot_id
 
     def open(self, digest: Digest, size_bytes: int) -> Partial:
         """Resumes the blob where its journal can be trusted, else starts it anew with all its blocks allocated."""
-        boot = journal.boot_id()
-        reading = self._read(digest, boot)
+        reading = self._read(digest)
         if reading is not None and reading.size_bytes == size_bytes:
             with contextlib.suppress(FileNotFoundError):  # a journal without data
-                return self._opened(digest, size_bytes, lambda partial: partial._resume(reading, boot))  # noqa: SLF001
-        return self._opened(digest, size_bytes, lambda partial: partial._create(boot))  # noqa: SLF001
+                return self._opened(digest, size_bytes, lambda partial: partial._resume(reading))  # noqa: SLF001
+        return self._opened(digest, size_bytes, lambda partial: partial._create())  # noqa: SLF001
 
     def _opened(self, digest: Digest, size_bytes: int, begin: Callable[[Partial], None]) -> Partial:
-        partial = Partial(self._disk, self._layout, digest, size_bytes)
+        partial = Partial(self._disk, self._layout, digest, size_bytes, self._boot_id)
         try:
             begin(partial)
         except BaseException:
@@ -216,13 +218,13 @@ class PartialStore:
             raise
         return partial
 
-    def _read(self, digest: Digest, boot: str) -> journal.Reading | None:
+    def _read(self, digest: Digest) -> journal.Reading | None:
         try:
             descriptor = os.open(self._layout.partial_journal(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         with os.fdopen(descriptor, "rb") as file:
-            return journal.read(file.read(), digest, boot)
+            return journal.read(file.read(), digest, self._boot_id)
 
     def publish_small(self, repo_id: RepoId, digest: Digest, content: bytes) -> os.stat_result:
         """Puts verified content that fits in memory straight into the repository's blobs; its stat there.
@@ -239,7 +241,7 @@ class PartialStore:
 
     def done_bytes(self, digest: Digest) -> int:
         """How much of an unfinished blob would not be fetched again; 0 where there is none."""
-        reading = self._read(digest, journal.boot_id())
+        reading = self._read(digest)
         return reading.trusted.total if reading else 0
 
     def allocated_bytes(self, digests: Iterable[Digest]) -> dict[Digest, int]:
