@@ -239,7 +239,7 @@ def _open_state(disk: Disk, layout: Layout) -> tuple[sqlite3.Connection, state.C
             mend = "start the newer daemon, or remove the file"
             raise CacheError(Reason.STORAGE_ERROR, str(error), mend=mend) from error
         except sqlite3.DatabaseError as error:
-            if again and state.is_full(error):
+            if again and state.may_be_full(error):
                 Ballast(disk, layout).drop()
                 continue
             if not again or not state.is_damage(error):

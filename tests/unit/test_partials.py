@@ -380,3 +380,18 @@ def test_the_sweep_at_start_keeps_pairs_and_removes_the_rest(store: PartialStore
     assert store.sweep() == [f"{half}.journal", f"{other}", "stranger"]
     assert set(os.listdir(layout.partial)) == {f"{whole}", f"{whole}.journal"}
     assert set(store.listed()) == {whole}
+
+
+def test_a_blob_that_cannot_be_read_back_is_condemned(store: PartialStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each try would resume it, and end where the last one did."""
+    partial = store.open(DIGEST, SIZE)
+    put(partial, 0, SIZE)
+
+    def fails(*_arguments: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        partial.read(memoryview(bytearray(10)), 0)
+    assert partial.condemned
+    partial.close()

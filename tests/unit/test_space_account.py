@@ -121,3 +121,12 @@ def test_a_part_of_a_reservation_outlives_the_whole() -> None:
     part.release()
     assert space.reserved_bytes == 0
     assert space.reservations() == []
+
+
+def test_what_could_not_be_seen_counts_as_before() -> None:
+    account = space()
+    account.set_area("a", {1: 100, 2: 50})
+    account.set_area("a", {2: 60, 3: 1}, keep=True)
+    assert account.used_bytes == 161
+    account.set_area("a", {3: 1})
+    assert account.used_bytes == 1

@@ -23,6 +23,8 @@ _JOURNAL_BYTES_PER_STEP = 64  # a line for each 2 MiB step, and checkpoints
 _STEP = 2 << 20
 QUARANTINE_SECONDS = 7 * 86400
 """How long a bad blob is kept for whoever wants to look; less when its space is wanted."""
+_ABANDONED_SECONDS = 3600.0
+"""Nothing is being built or removed for so long: the disk once refused to let it go."""
 
 
 def blob_bytes(size_bytes: int) -> int:
@@ -53,6 +55,7 @@ async def admit(
     others may have fetched some of it meanwhile.
     Raises CacheError OVER_BUDGET or NO_SPACE_NOW, naming need, free, pinned, leased and in flight.
     """
+    failed: CacheError | None = None
     async with core.admission:
         while True:
             await look()
@@ -68,15 +71,26 @@ async def admit(
                 continue
             victims, freed = eviction.plan(core, shortfall)
             if freed < shortfall:
-                if await drop_leftovers(core, shortfall - freed, expired_only=False):
-                    continue
                 if core.evictions:
                     await asyncio.wait(core.evictions.values())
                     continue
-                raise _refusal(core, wanted, free, freed, holder)
-            if victims:
-                # One that cannot be removed was logged and is condemned: the next look passes it over.
-                await eviction.finished(eviction.condemn(core, [victim.id for victim in victims], "space"))
+                # Others' progress goes only where that is enough: not for what cannot be had in any way.
+                if freed + await leftover_bytes(core) >= shortfall and await drop_leftovers(
+                    core, shortfall - freed, expired_only=False
+                ):
+                    continue
+                raise failed or _refusal(core, wanted, free, freed, holder)
+            ends = await eviction.finished(eviction.condemn(core, [victim.id for victim in victims], "space"))
+            failures = [end for end in ends if isinstance(end, CacheError)]
+            if failures and len(failures) == len(ends) and _is_the_disks(failures[0]):
+                raise failures[0]  # every other victim would only fail as well
+            # One that could not be removed is passed over from now on; others may be enough.
+            failed = failures[0] if failures else failed
+
+
+def _is_the_disks(failure: CacheError) -> bool:
+    """The disk as a whole takes no changes, not that one model."""
+    return failure.metadata.get("errno") in ("EROFS", "EIO", "ENOSPC", "EDQUOT")
 
 
 def check_ever_fits(core: Core, whole_bytes: int, holder: str) -> None:
@@ -146,14 +160,30 @@ def orphans(core: Core) -> list[tuple[RepoId, Digest]]:
     return found
 
 
+async def leftover_bytes(core: Core) -> int:
+    """At most what ``drop_leftovers`` of everything would free."""
+    partials = await core.pools.on_disk(core.partials.listed)
+    idle = [digest for digest in partials if not core.use.held(digest)]
+    allocated = await core.pools.on_disk(core.partials.allocated_bytes, idle)
+    await core.measure("quarantine")
+    blobs = [core.index.repo(repo_id).blobs[digest] for repo_id, digest in orphans(core)]
+    inodes = {blob.stamp.inode: blob.allocated_bytes for blob in blobs}
+    return sum(allocated.values()) + sum(inodes.values()) + core.space.area_bytes("quarantine")
+
+
 async def drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: bool) -> bool:
     """Removes unfinished and orphaned blobs that nobody fetches or holds, oldest first; whether any went.
 
     ``wanted_bytes`` None means all. ``expired_only``: only what nobody asked for within ``partial_ttl``.
     """
     horizon = time.time() - core.config.cache.partial_ttl.total_seconds() if expired_only else float("inf")
+    given_up = time.time() - _ABANDONED_SECONDS
+    for name, path in (("trash", core.layout.trash), ("staging", core.layout.staging)):
+        if removed := await core.pools.on_disk(core.snapshots.empty, path, given_up):
+            await core.measure(name)
+            log.warning("removed what an earlier failure had left", directory=path, names=removed)
     kept_for = time.time() - QUARANTINE_SECONDS if expired_only else float("inf")
-    if removed := await core.pools.on_disk(core.snapshots.empty_quarantine, kept_for):
+    if removed := await core.pools.on_disk(core.snapshots.empty, core.layout.quarantine, kept_for):
         await core.measure("quarantine")
         log.info("emptied quarantine", names=removed)
         if not expired_only:
@@ -174,12 +204,26 @@ async def drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: 
     for repo_id, digest in orphans(core):
         if wanted_bytes is not None and freed >= wanted_bytes:
             break
-        blob = core.index.repo(repo_id).blobs[digest]
-        if blob.stamp.mtime_ns / 1e9 >= horizon or core.use.holds(Name(repo_id, digest)):
+        if not await _drop_orphan(core, repo_id, digest, horizon):
             continue
-        core.index.drop_link(repo_id, digest)
-        await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
-        await core.measure_after(repo_id)
         freed, dropped = before - core.space.used_bytes, True
         log.info("removed blob that no snapshot links to", repo_id=repo_id, digest=digest.hex)
     return dropped
+
+
+async def _drop_orphan(core: Core, repo_id: RepoId, digest: Digest, horizon: float) -> bool:
+    """Whether it went. Whoever asks for it from now on waits until it has, or finds it."""
+    async with core.removing(repo_id):
+        blob = core.index.blob(repo_id, digest)
+        if blob is None or blob.stamp.mtime_ns / 1e9 >= horizon or (repo_id, digest) not in orphans(core):
+            return False
+        core.index.drop_link(repo_id, digest)
+        try:
+            await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
+        except (OSError, CacheError) as error:
+            core.index.restore_link(repo_id, digest, blob)
+            log.warning("cannot remove a blob that no snapshot links to", digest=digest.hex, why=str(error))
+            return False
+        finally:
+            await core.measure_after(repo_id)
+    return True

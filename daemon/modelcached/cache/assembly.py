@@ -200,9 +200,11 @@ class Assembly:
             finally:
                 for flight in self.joined.values():
                     self.flights.leave(flight)
-                if reservation is not None:
-                    reservation.release()
-                await self.core.measure_after(*(want.snapshot.repo_id for want in self.wants))
+                try:  # what was promised for links and records is counted before the promise ends
+                    await self.core.measure_after(*(want.snapshot.repo_id for want in self.wants))
+                finally:
+                    if reservation is not None:
+                        reservation.release()
 
     async def _verify(self, want: Want) -> None:
         def tell(detail: str) -> None:

@@ -176,7 +176,13 @@ class Cache:
     async def pin(self, repo_id: RepoId, revision: Revision) -> list[CachedModel]:
         """Raises CacheError(MODEL_NOT_CACHED): what is not there cannot be kept."""
         snapshot = self.shelf.find(repo_id, revision)
-        await self.core.commit(self.core.use.pin(repo_id, revision))
+        was_pinned = (repo_id, revision) in self.core.use.pins
+        try:
+            await self.core.commit(self.core.use.pin(repo_id, revision))
+        except CacheError:
+            if not was_pinned:
+                self.core.use.unpin(repo_id, revision)
+            raise
         return self.shelf.describe([snapshot])
 
     async def unpin(self, repo_id: RepoId, revision: Revision) -> None:
@@ -184,7 +190,11 @@ class Cache:
         statement = self.core.use.unpin(repo_id, revision)
         if statement is None:
             raise CacheError(Reason.PIN_NOT_FOUND, f"{repo_id}@{revision} is not pinned by that name")
-        await self.core.commit(statement)
+        try:
+            await self.core.commit(statement)
+        except CacheError:
+            self.core.use.pin(repo_id, revision)
+            raise
 
     def cancel(self, repo_id: RepoId, commit: Commit | None) -> int:
         """Ends running transfers of a model; how many."""

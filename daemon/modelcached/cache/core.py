@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import structlog
+
+from modelcached.cache.locks import Locks
 from modelcached.cache.turns import Turns
 from modelcached.config import LEAST_BUDGET_BYTES, CacheSection, Config
 from modelcached.errors import CacheError, Reason
@@ -30,6 +33,8 @@ from modelcached.store.scan import free_bytes, measure
 from modelcached.store.snapshots import SnapshotStore
 from modelcached.units import format_size
 
+log = structlog.get_logger()
+
 SET_ASIDE_BYTES = LEAST_BUDGET_BYTES // 2
 """state.db and its WAL may grow by this without asking."""
 
@@ -50,19 +55,26 @@ class Core:
     space: Space = field(default_factory=lambda: Space(Limits(0, 0)))
     evictions: dict[SnapshotId, asyncio.Task[int]] = field(default_factory=dict)
     """Condemned snapshots, until their last trace is gone."""
+    unremovable: dict[SnapshotId, float] = field(default_factory=dict)
+    """Could not be evicted, and until when (monotonic) others are chosen for it."""
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
     """The line for space: first come, first served."""
     degraded: dict[str, str] = field(default_factory=dict)
     """What is not as it should be, by topic."""
     turns: Turns = field(init=False)
     """The line for downloading."""
+    measuring: Locks[str] = field(default_factory=Locks)
+    """Held while an area is looked at, or while something must not be seen half done there."""
+    verifying: Locks[Name] = field(default_factory=Locks)
+    """One at a time judges a blob."""
+    publishing: Locks[SnapshotId] = field(default_factory=Locks)
+    """One at a time changes what a snapshot holds."""
+    removing: Locks[RepoId] = field(default_factory=Locks)
+    """One at a time takes something out of a repository: the last to go takes the directories with it."""
     partials: PartialStore = field(init=False)
     manifests: ManifestStore = field(init=False)
     snapshots: SnapshotStore = field(init=False)
     ballast: Ballast = field(init=False)
-    _measuring: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
-    _verifying: defaultdict[Name, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
-    _publishing: defaultdict[SnapshotId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     def __post_init__(self) -> None:
         """The stores share the disk's seam and the layout; the limits are those of the settings in force."""
@@ -106,31 +118,44 @@ class Core:
         fixed = self.areas()
         for name in names:
             path, skip = fixed.get(name, (f"{self.layout.hub}/{name}", frozenset[str]()))
-            async with self._measuring[name]:  # a slow look must not overwrite a later one
+            async with self.measuring(name):  # a slow look must not overwrite a later one
                 self.space.begin_look(name)
-                self.space.set_area(name, await self.pools.on_disk(measure, path, skip=skip))
+                sizes, unseen = await self.pools.on_disk(measure, path, skip=skip)
+                self.space.set_area(name, sizes, keep=unseen is not None)
+                self._tell_unseen(name, unseen)
 
-    def measuring(self, name: str) -> asyncio.Lock:
-        """Held while the area is looked at, or while something must not be seen half done there."""
-        return self._measuring[name]
+    def _tell_unseen(self, name: str, error: OSError | None) -> None:
+        topic = f"account of {name}"
+        if error is None:
+            self.degraded.pop(topic, None)
+            return
+        if topic not in self.degraded:
+            log.error("cannot look at the disk, counting what was there before", area=name, why=str(error))
+        self.degraded[topic] = f"{error}: counted as it was before"
 
     async def measure_hub(self) -> None:
         """All of hub/, one area a folder; what is no folder of a repository counts too."""
         names = await self.pools.on_disk(os.listdir, self.layout.hub)
-        gone = [n for n in self.space.areas() if n not in names and n not in self.areas() and n != "hub"]
+        gone = [
+            n
+            for n in self.space.areas()
+            if n not in names and n not in self.areas() and n != "hub" and not n.startswith("flight ")
+        ]
         for name in gone:
             self.space.set_area(name, {})
         for name in names:
             await self.measure(name)
-        status = await self.pools.on_disk(os.lstat, self.layout.hub)
-        self.space.set_area("hub", {status.st_ino: status.st_blocks * 512})
+        await self._measure_hub_alone()
+
+    async def _measure_hub_alone(self) -> None:
+        sizes, unseen = await self.pools.on_disk(measure, self.layout.hub, deep=False)
+        self.space.set_area("hub", sizes, keep=unseen is not None)
 
     async def measure_after(self, *repos: RepoId) -> None:
         """What a change to repositories touches."""
         names = [repo_folder(repo_id) for repo_id in set(repos)]
         await self.measure(*names, "partial", "staging", "trash", "manifests", "private")
-        status = await self.pools.on_disk(os.lstat, self.layout.hub)
-        self.space.set_area("hub", {status.st_ino: status.st_blocks * 512})
+        await self._measure_hub_alone()
 
     # Use
 
@@ -145,7 +170,8 @@ class Core:
         try:
             await self.database.write(*statements)
         except sqlite3.Error:
-            await self.pools.on_disk(self.ballast.drop)
+            with contextlib.suppress(OSError):  # a disk that takes nothing at all: told below
+                await self.pools.on_disk(self.ballast.drop)
             try:
                 await self.database.write(*statements)
             except sqlite3.Error as error:
@@ -155,18 +181,12 @@ class Core:
 
     # Order
 
-    def verifying(self, name: Name) -> asyncio.Lock:
-        """One at a time judges a blob."""
-        return self._verifying[name]
-
-    def publishing(self, snapshot: SnapshotId) -> asyncio.Lock:
-        """One at a time changes what a snapshot holds."""
-        return self._publishing[snapshot]
-
     async def settled(self, repo_id: RepoId) -> None:
-        """Until no eviction of the repository is under way: what it unlinks must not be published meanwhile."""
+        """Until nothing of the repository is being removed: what is unlinked must not be published meanwhile."""
         while running := [task for snapshot, task in self.evictions.items() if snapshot.repo_id == repo_id]:
             await asyncio.wait(running)
+        async with self.removing(repo_id):
+            return
 
     async def point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
         """Points a branch or tag at a snapshot that is whole; the last step of its publication."""

@@ -9,6 +9,8 @@ what runs when the disk is full.
 from __future__ import annotations
 
 import asyncio
+import errno
+import time
 from collections import Counter
 from collections.abc import Iterable
 
@@ -20,12 +22,15 @@ from modelcached.events import SnapshotEvicted
 from modelcached.ledger.use import Protection
 from modelcached.ledger.victims import Candidate, Inode, Name, Shares, Victim, choose
 from modelcached.model import Commit, Digest, Revision, SnapshotId
-from modelcached.store.index import Snapshot, SnapshotState
+from modelcached.store.index import Blob, Snapshot, SnapshotState
+from modelcached.store.scan import measure
 
 log = structlog.get_logger()
 
 _LINK_BYTES = 4096
 """A link to a SHA-256 blob is 76 characters, over ext4's 59 inline: a block each."""
+_TRY_AGAIN_SECONDS = 60.0
+"""A victim that could not be removed is passed over for so long; a person may try at once."""
 
 
 def protections(core: Core, snapshot: Snapshot) -> list[Protection]:
@@ -35,11 +40,13 @@ def protections(core: Core, snapshot: Snapshot) -> list[Protection]:
 
 def evictable(core: Core) -> list[SnapshotId]:
     """What may go now, least recently used first."""
-    refs = core.refs()
+    refs, now = core.refs(), time.monotonic()
     free = [
         s.id
         for s in core.index.snapshots()
-        if s.state is not SnapshotState.CONDEMNED and not core.use.protections(s.id, refs)
+        if s.state is not SnapshotState.CONDEMNED
+        and core.unremovable.get(s.id, now) <= now
+        and not core.use.protections(s.id, refs)
     ]
     return core.use.order(free)
 
@@ -82,8 +89,7 @@ def plan_of(core: Core, snapshots: Iterable[SnapshotId]) -> list[Victim]:
 def check(core: Core, ids: Iterable[SnapshotId]) -> list[Snapshot]:
     """The snapshots that there are; refuses with IN_USE, naming who holds it, where one may not go."""
     found = [snapshot for i in ids if (snapshot := core.index.snapshot(i)) is not None]
-    # One whose eviction failed may be condemned anew; one that is going goes.
-    found = [snapshot for snapshot in found if snapshot.id not in core.evictions]
+    found = [snapshot for snapshot in found if snapshot.id not in core.evictions]  # one that is going goes
     for snapshot in found:
         if holders := protections(core, snapshot):
             raise CacheError(
@@ -98,18 +104,9 @@ def condemn(core: Core, ids: Iterable[SnapshotId], reason: str) -> list[asyncio.
     """Checks all and condemns all in one step of the event loop (invariant 3), or refuses with IN_USE."""
     tasks = []
     for snapshot in check(core, ids):
-        snapshot.state = SnapshotState.CONDEMNED
-        # Names that go are out of the books at once: nobody may link to them from now on.
-        # What a request under way will link to stays, though its snapshot goes.
-        repo_id = snapshot.id.repo_id
-        names = [
-            digest
-            for digest in snapshot.digests
-            if not core.index.needed(repo_id, digest, without=snapshot.id) and not core.use.holds(Name(repo_id, digest))
-        ]
-        for digest in names:
-            core.index.drop_link(repo_id, digest)
-        task = asyncio.create_task(_remove(core, snapshot, names, reason), name=f"evict {snapshot.id}")
+        removal = _Removal(core, snapshot, reason)
+        removal.condemn()
+        task = asyncio.create_task(removal.run(), name=f"evict {snapshot.id}")
         core.evictions[snapshot.id] = task
         tasks.append(task)
     return tasks
@@ -122,38 +119,91 @@ async def finished(tasks: list[asyncio.Task[int]]) -> list[int | BaseException]:
     return [task.exception() or task.result() for task in tasks]
 
 
-async def _remove(core: Core, snapshot: Snapshot, names: list[Digest], reason: str) -> int:
-    """Off the disk; how much du lost."""
-    before = core.space.used_bytes
-    repo = core.index.repo(snapshot.id.repo_id)
-    try:
+class _Removal:
+    """One snapshot on its way off the disk. A step that fails leaves it as whole as it then is, and known."""
+
+    def __init__(self, core: Core, snapshot: Snapshot, reason: str) -> None:
+        self._core = core
+        self._snapshot = snapshot
+        self._reason = reason
+        self._was = snapshot.state
+        self._blobs: dict[Digest, Blob] = {}
+
+    def condemn(self) -> None:
+        """From this step on nobody is served from it, and nobody links to the names that go with it.
+
+        What a request under way will link to stays, though its snapshot goes.
+        """
+        core, snapshot = self._core, self._snapshot
+        repo_id = snapshot.id.repo_id
+        snapshot.state = SnapshotState.CONDEMNED
+        for digest in sorted(snapshot.digests):
+            if core.index.needed(repo_id, digest, without=snapshot.id) or core.use.holds(Name(repo_id, digest)):
+                continue
+            if (blob := core.index.drop_link(repo_id, digest)) is not None:
+                self._blobs[digest] = blob
+
+    async def run(self) -> int:
+        """How much du lost. Raises CacheError(STORAGE_ERROR)."""
+        core, snapshot = self._core, self._snapshot
+        try:
+            async with core.removing(snapshot.id.repo_id):
+                freed = await self._withdraw()
+                freed += await self._clean_up()
+            log.info("evicted", model=str(snapshot.id), freed_bytes=freed, reason=self._reason)
+            core.unremovable.pop(snapshot.id, None)
+            if not core.unremovable:
+                core.degraded.pop("eviction", None)
+            core.observe(SnapshotEvicted(snapshot.id.repo_id, snapshot.id.commit, freed, self._reason))
+        except (OSError, CacheError) as error:
+            core.degraded["eviction"] = f"{snapshot.id} could not be removed: {error}"
+            log.exception("eviction failed", model=str(snapshot.id))
+            raise CacheError(
+                Reason.STORAGE_ERROR,
+                f"{snapshot.id} could not be removed: {error}",
+                metadata={"model": snapshot.id, "errno": errno.errorcode.get(getattr(error, "errno", 0) or 0, "")},
+            ) from error
+        else:
+            return freed
+        finally:
+            core.evictions.pop(snapshot.id, None)
+
+    async def _withdraw(self) -> int:
+        """Out of readers' sight. Where that fails it is still there for them, and may be served and evicted anew."""
+        core, snapshot = self._core, self._snapshot
+        repo = core.index.repo(snapshot.id.repo_id)
         moves = {revision: _successor(core, snapshot, revision) for revision in core.index.revisions(snapshot.id)}
-        # Requests that come from now on wait until this has settled; one under way needs its directories.
-        last = not core.use.holds_in(snapshot.id.repo_id)
-        await core.pools.on_disk(_remove_from_disk, core, snapshot, names, moves, last=last)
+        try:
+            self._trashed, freed = await core.pools.on_disk(_withdraw_from_disk, core, snapshot, moves)
+        except (OSError, CacheError):
+            # A ref that has moved on the disk and not in belief is written anew by the next hit.
+            snapshot.state = self._was
+            for digest, blob in self._blobs.items():
+                core.index.restore_link(snapshot.id.repo_id, digest, blob)
+            core.unremovable[snapshot.id] = time.monotonic() + _TRY_AGAIN_SECONDS
+            raise
         for revision, successor in moves.items():
             if successor is None:
                 repo.refs.pop(revision, None)
             else:
                 repo.refs[revision] = successor
         repo.snapshots.pop(snapshot.id.commit, None)
-        if not repo.snapshots and not repo.blobs:
-            core.index.repos.pop(snapshot.id.repo_id, None)
         core.use.forget(snapshot.id)
-        await core.measure_after(snapshot.id.repo_id)
-        freed = before - core.space.used_bytes
-        log.info("evicted", model=str(snapshot.id), freed_bytes=freed, reason=reason)
-        core.degraded.pop("eviction", None)
-        core.observe(SnapshotEvicted(snapshot.id.repo_id, snapshot.id.commit, freed, reason))
-    except (OSError, CacheError) as error:
-        # Whatever stage it reached, the next start finishes or forgets it; until then nobody is served from it.
-        core.degraded["eviction"] = f"{snapshot.id} could not be removed: {error}"
-        log.exception("eviction failed", model=str(snapshot.id))
-        raise CacheError(Reason.STORAGE_ERROR, f"{snapshot.id} could not be removed: {error}") from error
-    else:
         return freed
-    finally:
-        core.evictions.pop(snapshot.id, None)
+
+    async def _clean_up(self) -> int:
+        """What nobody sees any more. A blob that cannot be unlinked is one without a snapshot: tried again as such."""
+        core, repo_id = self._core, self._snapshot.id.repo_id
+        last = not core.use.holds_in(repo_id)  # a request that is under way needs its directories
+        try:
+            return await core.pools.on_disk(_clean_disk, core, self._snapshot.id, self._blobs, self._trashed, last=last)
+        finally:
+            for digest, blob in self._blobs.items():
+                core.index.restore_link(repo_id, digest, blob)
+            repo = core.index.repo(repo_id)
+            if not repo.snapshots and not repo.blobs:
+                core.index.repos.pop(repo_id, None)
+            await core.measure_after(repo_id)
 
 
 def _successor(core: Core, snapshot: Snapshot, revision: Revision) -> Commit | None:
@@ -166,11 +216,11 @@ def _successor(core: Core, snapshot: Snapshot, revision: Revision) -> Commit | N
     return None
 
 
-def _remove_from_disk(
-    core: Core, snapshot: Snapshot, names: list[Digest], moves: dict[Revision, Commit | None], *, last: bool
-) -> None:
+def _withdraw_from_disk(core: Core, snapshot: Snapshot, moves: dict[Revision, Commit | None]) -> tuple[str | None, int]:
+    """The snapshot's path in trash/, if it was there, and what du lost on the way."""
     repo_id = snapshot.id.repo_id
     core.layout.check_repo(repo_id)  # all of it or nothing: half an eviction would be found at the next start only
+    freed = 0
     for revision, successor in moves.items():
         try:
             if successor is not None:
@@ -178,13 +228,39 @@ def _remove_from_disk(
                 continue
         except OSError as error:  # full: a ref that is gone is safe, one that points to nothing is not
             log.warning("ref could not be moved back, removing it", revision=revision, why=str(error))
-        core.snapshots.remove_ref(repo_id, revision)
-    core.snapshots.remove_tree_file(snapshot.id)
-    trashed = core.snapshots.withdraw(snapshot.id)
-    for digest in names:
-        core.snapshots.remove_blob(repo_id, digest)
-    core.manifests.remove(snapshot.id)
-    if trashed is not None:
+        freed += core.snapshots.remove_ref(repo_id, revision)
+    freed += core.snapshots.remove_tree_file(snapshot.id)
+    return core.snapshots.withdraw(snapshot.id), freed
+
+
+def _clean_disk(core: Core, snapshot: SnapshotId, blobs: dict[Digest, Blob], trashed: str | None, *, last: bool) -> int:
+    """What du lost; ``blobs`` is left with those that could not be removed. One failure does not keep the rest."""
+
+    def remove_blobs() -> int:
+        freed = 0
+        for digest in list(blobs):
+            freed += core.snapshots.remove_blob(snapshot.repo_id, digest)
+            del blobs[digest]
+        return freed
+
+    def remove_directory() -> int:
+        if trashed is None:
+            return 0
+        size = _sum_below(trashed)
         core.disk.remove_tree(trashed)
-    if last:
-        core.snapshots.remove_empty_repo(repo_id)
+        return size
+
+    freed, failures = 0, []
+    for step in (remove_blobs, lambda: core.manifests.remove(snapshot), remove_directory):
+        try:
+            freed += step()
+        except (OSError, CacheError) as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return freed + (core.snapshots.remove_empty_repo(snapshot.repo_id) if last else 0)
+
+
+def _sum_below(path: str) -> int:
+    sizes, _ = measure(path)
+    return sum(sizes.values())

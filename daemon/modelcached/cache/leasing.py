@@ -36,8 +36,15 @@ class Leasing:
         pod_uid = wish.pod_uid if kind is LeaseKind.POD else ""
         holder = wish.holder or (f"pod {wish.pod_uid}" if wish.pod_uid else "")
         used = [self._core.use.touch(want.snapshot) for want in wants]
+        before = self._core.use.of_pod(pod_uid)
         lease, statements = self._core.use.lease(kind, holder, models, ttl_seconds=seconds, pod_uid=pod_uid)
-        await self._core.commit(*used, *statements)
+        try:
+            await self._core.commit(*used, *statements)
+        except CacheError:
+            # Nobody was told of it. One that was there before, or that another request has renewed, stays.
+            if lease.id not in before and self._core.use.leases.get(lease.id) is lease:
+                self._core.use.drop(lease.id)
+            raise
         return lease
 
     async def renew(self, lease_id: str) -> Lease:

@@ -8,8 +8,9 @@ from modelcached.cache.core import Core
 from modelcached.cache.verification import ADOPTED
 from modelcached.cache.want import Want, missing
 from modelcached.errors import CacheError, Reason
-from modelcached.model import Revision, Selection
+from modelcached.model import Revision, Selection, SnapshotId
 from modelcached.store.index import Snapshot, SnapshotState
+from modelcached.store.scan import snapshot_links
 
 
 async def publish(core: Core, want: Want, adopted: Selection | None, revisions: set[Revision]) -> None:
@@ -46,13 +47,32 @@ async def publish(core: Core, want: Want, adopted: Selection | None, revisions: 
         leased = bool(core.use.leases_on(snapshot_id, core.refs()))
         if not complete:
             await core.pools.on_disk(core.snapshots.remove_tree_file, snapshot_id)
-        trashed = await core.pools.on_disk(core.snapshots.publish, snapshot_id, links, may_gap=not leased)
-        await core.pools.on_disk(core.manifests.write, record)
-        repo = core.index.repo(snapshot_id.repo_id)
-        repo.snapshots[snapshot_id.commit] = Snapshot(snapshot_id, links, record, SnapshotState.READY)
-        if complete:
-            await core.pools.on_disk(core.snapshots.write_tree, record.manifest)
-        if trashed is not None:
-            await core.pools.on_disk(core.disk.remove_tree, trashed)
+        try:
+            trashed = await core.pools.on_disk(core.snapshots.publish, snapshot_id, links, may_gap=not leased)
+        finally:
+            await _believe_what_shows(core, snapshot_id)
+        try:
+            await core.pools.on_disk(core.manifests.write, record)
+            repo = core.index.repo(snapshot_id.repo_id)
+            repo.snapshots[snapshot_id.commit] = Snapshot(snapshot_id, links, record, SnapshotState.READY)
+            if complete:
+                await core.pools.on_disk(core.snapshots.write_tree, record.manifest)
+        finally:
+            if trashed is not None:
+                await core.pools.on_disk(core.disk.remove_tree, trashed)
     for revision in sorted(revisions):
         await core.point(snapshot_id.repo_id, revision, snapshot_id.commit)
+
+
+async def _believe_what_shows(core: Core, snapshot_id: SnapshotId) -> None:
+    """What readers see is known from now on, also where the record cannot be written: its blobs are nobody's orphans.
+
+    Until there is a new record the old one holds for what it names, and a snapshot without one is not served.
+    """
+    links = await core.pools.on_disk(snapshot_links, core.layout, snapshot_id)
+    if links is None:
+        return
+    repo = core.index.repo(snapshot_id.repo_id)
+    before = repo.snapshots.get(snapshot_id.commit)
+    record, state = (before.record, before.state) if before is not None else (None, SnapshotState.UNVERIFIED)
+    repo.snapshots[snapshot_id.commit] = Snapshot(snapshot_id, links, record, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -60,7 +61,13 @@ async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, te
     if blob is not None and blob.verified and BlobStamp.of(status) == blob.stamp:
         return
     tell(f"hashing {digest.hex[:12]}")
-    right = status.st_size == size and await core.pools.on_hash(hash_file, path, digest, core.pools.stopping)
+    try:
+        right = status.st_size == size and await core.pools.on_hash(hash_file, path, digest, core.pools.stopping)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        log.warning("blob cannot be read", repo_id=repo_id, digest=digest.hex, why=str(error))
+        right = False  # what the disk has lost is fetched anew
     if right:
         sealed = await core.pools.on_disk(core.snapshots.seal_blob, repo_id, digest)
         if BlobStamp.of(sealed) == BlobStamp.of(status):
@@ -73,7 +80,8 @@ async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, te
     if now is None or BlobStamp.of(now) != BlobStamp.of(status):
         return  # somebody else has replaced what was hashed: not ours to judge
     log.warning("blob is not what its name says", repo_id=repo_id, digest=digest.hex, size_bytes=status.st_size)
-    blobs.pop(digest, None)
+    core.index.drop_link(repo_id, digest)
+    core.index.doubt(digest, status.st_ino)  # other repositories may have it as theirs: as bad there
     await core.pools.on_disk(core.snapshots.quarantine_blob, repo_id, digest)
     await core.measure("quarantine")
     core.observe(BlobCondemned(repo_id, digest.hex))

@@ -137,9 +137,10 @@ def is_damage(error: sqlite3.DatabaseError) -> bool:
     return (code & 0xFF) in _DAMAGED
 
 
-def is_full(error: sqlite3.DatabaseError) -> bool:
-    """The disk has no room for what a start writes."""
-    return (getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF) == sqlite3.SQLITE_FULL
+def may_be_full(error: sqlite3.DatabaseError) -> bool:
+    """The disk may have no room for what a start writes; a quota (EDQUOT) is an I/O error to SQLite (os_unix.c)."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 def contents(connection: sqlite3.Connection) -> Contents:

@@ -68,9 +68,12 @@ class Space:
         """Somebody begins to measure the area: what is added until then is not lost to an older look."""
         self._added[name] = {}
 
-    def set_area(self, name: str, sizes: dict[int, int]) -> None:
-        """What the area holds now: allocated bytes by inode. Empty forgets the area."""
-        sizes = {**sizes, **self._added.pop(name, {})}
+    def set_area(self, name: str, sizes: dict[int, int], *, keep: bool = False) -> None:
+        """What the area holds now: allocated bytes by inode. Empty forgets the area.
+
+        ``keep``: not all of it could be seen, so what was there before counts on.
+        """
+        sizes = {**(self._areas.get(name, {}) if keep else {}), **sizes, **self._added.pop(name, {})}
         for inode in self._areas.pop(name, {}):
             size, areas = self._inodes[inode]
             if areas == 1:

@@ -217,6 +217,10 @@ class UseLedger:
         if lease.pod_uid:
             self._of_pods.setdefault(lease.pod_uid, {})[lease.id] = None
 
+    def of_pod(self, pod_uid: str) -> frozenset[str]:
+        """Ids of the pod's leases."""
+        return frozenset(self._of_pods.get(pod_uid, ()))
+
     def renew(self, lease_id: str) -> tuple[Lease, Statement] | None:
         """Begins its time anew; the statement is for the caller to commit. None where there is no such lease."""
         lease = self.leases.get(lease_id)

@@ -9,6 +9,7 @@ Blocking: call it from a disk thread, never from the event loop.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -147,6 +148,11 @@ class Disk:
         self._before("chmod", path)
         os.fchmod(descriptor, mode)
 
+    def touch(self, path: str) -> None:
+        """Sets a file's times to now; never follows a symlink."""
+        self._before("utime", path)
+        os.utime(path, follow_symlinks=False)
+
     def rename(self, source: str, target: str) -> None:
         """Atomic; replaces a file, or an empty directory, that is there."""
         self._before("rename", target)
@@ -216,10 +222,15 @@ class Disk:
         self.unlink(staging)
         descriptor = self.create(staging, mode)
         try:
-            self.append(descriptor, content, staging)
-            self.chmod(descriptor, mode, staging)
-            self.sync(descriptor, staging)
-        finally:
-            os.close(descriptor)
-        self.rename(staging, path)
+            try:
+                self.append(descriptor, content, staging)
+                self.chmod(descriptor, mode, staging)
+                self.sync(descriptor, staging)
+            finally:
+                os.close(descriptor)
+            self.rename(staging, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.unlink(staging)  # a full disk must not be filled with tries
+            raise
         self.sync_directory(os.path.dirname(path))

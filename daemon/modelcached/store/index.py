@@ -115,18 +115,31 @@ class Index:
         for other in self._names(digest, blob.stamp.inode):
             other.link_count = blob.link_count
 
-    def drop_link(self, repo_id: RepoId, digest: Digest) -> None:
-        """Believes in one name less; those that are left know it."""
+    def drop_link(self, repo_id: RepoId, digest: Digest) -> Blob | None:
+        """Believes in one name less, and returns it; those that are left know it."""
         blob = self.repo(repo_id).blobs.pop(digest, None)
         if blob is not None:
             for other in self._names(digest, blob.stamp.inode):
                 other.link_count -= 1
+        return blob
+
+    def restore_link(self, repo_id: RepoId, digest: Digest, blob: Blob) -> None:
+        """Takes back a ``drop_link``: the name is still there."""
+        others = list(self._names(digest, blob.stamp.inode))
+        if others:
+            blob.link_count = others[0].link_count + 1
+        self.add_link(repo_id, digest, blob)
 
     def _names(self, digest: Digest, inode: int) -> Iterator[Blob]:
         for repo in self.repos.values():
             blob = repo.blobs.get(digest)
             if blob is not None and blob.stamp.inode == inode:
                 yield blob
+
+    def doubt(self, digest: Digest, inode: int) -> None:
+        """The inode was found bad: none of its names is believed any more until it is hashed."""
+        for name in self._names(digest, inode):
+            name.verified = False
 
     def donor(self, digest: Digest) -> RepoId | None:
         """A repository that has the digest, verified and safe to link to."""

@@ -24,6 +24,7 @@ from modelcached.model import (
 )
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
+from modelcached.store.scan import bytes_of_name
 
 FORMAT_VERSION = 1
 
@@ -149,11 +150,13 @@ class ManifestStore:
         self._disk.mkdir(os.path.dirname(path), 0o700)
         self._disk.replace_file(path, record.to_json().encode(), self._layout.staged("manifest"), 0o600)
 
-    def remove(self, snapshot: SnapshotId) -> None:
-        """Removes the record, and its directory when that was the last."""
+    def remove(self, snapshot: SnapshotId) -> int:
+        """Removes the record, and its directory when that was the last; what du lost."""
         path = self._layout.manifest(snapshot.repo_id, snapshot.commit)
+        folder = os.path.dirname(path)
+        sizes = bytes_of_name(path), bytes_of_name(folder)
         self._disk.unlink(path)
-        self._disk.rmdir(os.path.dirname(path))
+        return sizes[0] + (sizes[1] if self._disk.rmdir(folder) else 0)
 
     def all(self) -> list[Record]:
         """Every record that can be used."""

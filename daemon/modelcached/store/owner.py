@@ -69,8 +69,14 @@ class Ballast:
 
     def fill(self) -> bool:
         """Allocates it if there is room; whether it is there."""
-        if os.path.exists(self._path):
-            return True
+        try:
+            if os.lstat(self._path).st_blocks * 512 >= BALLAST_BYTES:
+                return True
+            self._disk.unlink(self._path)  # killed between its name and its blocks
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
         try:
             descriptor = self._disk.create(self._path)
         except OSError:

@@ -37,7 +37,8 @@ class Partial:
         self.hard_allocated = True
         """False where the filesystem cannot allocate ahead: writing may still meet a full disk."""
         self.condemned = False
-        """An fsync failed: what the kernel could not write it has forgotten, so nothing here can be believed."""
+        """The disk has lost some of it. A failed fsync: what the kernel could not write it has forgotten, so nothing
+        here can be believed. A failed read: what was done cannot be had back."""
         self._disk = disk
         self._layout = layout
         self._data_path = layout.partial_data(digest)
@@ -122,7 +123,11 @@ class Partial:
     def read(self, view: memoryview, offset: int) -> int:
         """Reads back into view. Any thread. How many bytes there were."""
         with self._open():
-            return os.preadv(self._data, [view], offset)
+            try:
+                return os.preadv(self._data, [view], offset)
+            except OSError as error:
+                self.condemned = self.condemned or error.errno == errno.EIO  # else each try would end here again
+                raise
 
     def begin_flush(self, start: int, end: int) -> None:
         """Lets the disk begin with [start, end), for which nobody waits. Any thread."""

@@ -45,28 +45,49 @@ class FoundRepo:
     """What the layout has no place for: symlinked directories, *.incomplete, plain files."""
 
 
-def measure(path: str, *, skip: frozenset[str] = frozenset()) -> dict[int, int]:
-    """Allocated bytes by inode of all at and below path, as du counts; what vanishes meanwhile counts nothing."""
+def measure(
+    path: str, *, skip: frozenset[str] = frozenset(), deep: bool = True
+) -> tuple[dict[int, int], OSError | None]:
+    """Allocated bytes by inode of all at and below path, as du counts; what vanishes meanwhile counts nothing.
+
+    The second is why not all of it could be seen (the last error), or None. Without ``deep``: of path alone.
+    """
     sizes: dict[int, int] = {}
+    unseen: OSError | None = None
     pending = [path]
     while pending:
         current = pending.pop()
         try:
             status = os.lstat(current)
             sizes[status.st_ino] = status.st_blocks * BLOCK
-            if stat.S_ISDIR(status.st_mode):
-                with os.scandir(current) as entries:
-                    for entry in entries:
-                        if entry.path in skip:
-                            continue
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(entry.path)
-                        else:
-                            item = entry.stat(follow_symlinks=False)
-                            sizes[item.st_ino] = item.st_blocks * BLOCK
+            if not deep or not stat.S_ISDIR(status.st_mode):
+                continue
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if entry.path in skip:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                        continue
+                    try:
+                        item = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    sizes[item.st_ino] = item.st_blocks * BLOCK
         except (FileNotFoundError, NotADirectoryError):
             continue
-    return sizes
+        except OSError as error:
+            unseen = error
+    return sizes, unseen
+
+
+def bytes_of_name(path: str) -> int:
+    """What du loses when this name goes: nothing where it is not there, or its inode has another name."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return status.st_blocks * BLOCK if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1 else 0
 
 
 def _real_directory(path: str) -> bool:
@@ -197,6 +218,14 @@ def scan_hub(layout: Layout) -> tuple[dict[RepoId, FoundRepo], list[str]]:
     return repos, strangers
 
 
+def snapshot_links(layout: Layout, snapshot: SnapshotId) -> dict[str, Digest] | None:
+    """Path -> blob of what a snapshot's directory holds; None where there is none of its own."""
+    directory = layout.snapshot(snapshot)
+    if not _real_directory(directory):
+        return None
+    return {path: digest for path, digest in _links(directory).items() if digest is not None}
+
+
 def snapshot_stamps(
     layout: Layout, snapshot: SnapshotId, links: Mapping[str, Digest]
 ) -> dict[str, os.stat_result | None]:
@@ -235,9 +264,12 @@ def free_bytes(path: str) -> tuple[int, int]:
 
 
 def regular_status(path: str) -> os.stat_result | None:
-    """Stat of a regular file, not through a symlink; None for anything else."""
+    """Stat of a regular file, not through a symlink; None for anything else.
+
+    Raises OSError where it cannot be seen: a disk that fails to answer does not say that the file is gone.
+    """
     try:
         status = os.lstat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status if stat.S_ISREG(status.st_mode) else None

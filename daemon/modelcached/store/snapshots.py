@@ -7,6 +7,7 @@ it are relative, so that hub/ can be mounted anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from modelcached.errors import CacheError, Reason
 from modelcached.model import Algorithm, Commit, Digest, Manifest, RepoId, Revision, SnapshotId
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout, link_text
+from modelcached.store.scan import bytes_of_name, measure
 
 _SHARED_MARKER = ".huggingface-shared-blobs"  # utils/_shared_blobs.py: SHARED_BLOBS_MARKER_NAME
 _TREE_FORMAT_VERSION = 1  # huggingface_hub 2.4.0, _tree_cache.py: TREE_CACHE_FORMAT_VERSION
@@ -37,9 +39,11 @@ class SnapshotStore:
         self._disk.mkdir(directory)
         staged = self._layout.staged(digest.hex)
         self._disk.link(self._layout.blob(source, digest), staged)
-        self._disk.rename(staged, path)
-        if os.path.lexists(staged):  # rename(2) does nothing when both are names of one inode
-            self._disk.unlink(staged)
+        try:
+            self._disk.rename(staged, path)
+        finally:
+            if os.path.lexists(staged):  # it failed; or did nothing, as rename(2) does where both name one inode
+                self._disk.unlink(staged)
         self._disk.sync_directory(directory)
         return os.lstat(path)
 
@@ -48,7 +52,8 @@ class SnapshotStore:
 
         Where the filesystem cannot exchange two directories and one is there, there is a moment
         with none; that is done only if ``may_gap`` (nobody reads it), else refused.
-        Returns the path in trash/ of what was there before, or None.
+        Returns the path of what was there before, out of readers' sight, or None. After an error from the last
+        step, fsync, the new one is visible; after any other the old one is.
         """
         target = self._layout.snapshot(snapshot)
         parent = os.path.dirname(target)
@@ -70,28 +75,38 @@ class SnapshotStore:
                 self._disk.symlink(link_text(path, digest), f"{directory}/{name}")
             for directory in sorted(made, reverse=True):
                 self._disk.sync_directory(directory)
-        except OSError:
-            self._disk.remove_tree(staged)  # a full disk must not be filled with tries
+            trashed = self._put_in_place(snapshot, staged, target, may_gap=may_gap)
+        except (OSError, CacheError):
+            with contextlib.suppress(OSError):
+                self._disk.remove_tree(staged)  # a full disk must not be filled with tries
             raise
-        trashed: str | None = None
+        self._disk.sync_directory(parent)
+        return trashed
+
+    def _put_in_place(self, snapshot: SnapshotId, staged: str, target: str, *, may_gap: bool) -> str | None:
         if not os.path.lexists(target):
             self._disk.rename(staged, target)
-        else:
-            trashed = self._layout.trashed(snapshot.commit)
-            if self._disk.exchange(staged, target):  # whatever it is: a symlink in its place is not followed
+            return None
+        trashed = self._layout.trashed(snapshot.commit)
+        if self._disk.exchange(staged, target):  # whatever it is: a symlink in its place is not followed
+            try:
                 self._disk.rename(staged, trashed)
-            elif may_gap:
-                self._disk.rename(target, trashed)
+            except OSError:
+                return staged  # what was there before may be removed from here as well
+        elif may_gap:
+            self._disk.rename(target, trashed)
+            try:
                 self._disk.rename(staged, target)
-            else:
-                self._disk.remove_tree(staged)
-                raise CacheError(
-                    Reason.IN_USE,
-                    f"{snapshot} is leased, and the filesystem below cache.dir cannot exchange directories, "
-                    "so it cannot be given more files while it is read",
-                    metadata={"model": snapshot},
-                )
-        self._disk.sync_directory(parent)
+            except OSError:
+                self._disk.rename(trashed, target)
+                raise
+        else:
+            raise CacheError(
+                Reason.IN_USE,
+                f"{snapshot} is leased, and the filesystem below cache.dir cannot exchange directories, "
+                "so it cannot be given more files while it is read",
+                metadata={"model": snapshot},
+            )
         return trashed
 
     def withdraw(self, snapshot: SnapshotId) -> str | None:
@@ -102,7 +117,12 @@ class SnapshotStore:
             return None
         trashed = self._layout.trashed(snapshot.commit)
         self._disk.rename(target, trashed)
-        self._disk.sync_directory(os.path.dirname(target))
+        try:
+            self._disk.sync_directory(os.path.dirname(target))
+        except OSError:  # a power loss might show it again, with its blobs gone
+            with contextlib.suppress(OSError):
+                self._disk.rename(trashed, target)
+            raise
         return trashed
 
     def seal_blob(self, repo_id: RepoId, digest: Digest) -> os.stat_result:
@@ -122,7 +142,11 @@ class SnapshotStore:
         self._layout.check_real_directory(os.path.dirname(path))
         staged = self._layout.staged(digest.hex)
         self._disk.link(target, staged)
-        self._disk.rename(staged, path)
+        try:
+            self._disk.rename(staged, path)
+        except OSError:
+            self._disk.unlink(staged)
+            raise
 
     def remove_shared_payload(self, target: str) -> None:
         """Removes the shared store's own name with its list of references and its lock, and the store with its last."""
@@ -135,24 +159,33 @@ class SnapshotStore:
             self._disk.unlink(f"{store}/{_SHARED_MARKER}")
             self._disk.rmdir(store)
 
-    def remove_blob(self, repo_id: RepoId, digest: Digest) -> None:
-        """Removes one name of a blob; its bytes go with the last name."""
-        path = self._layout.blob(repo_id, digest)
+    def remove_blob(self, repo_id: RepoId, digest: Digest) -> int:
+        """Removes one name of a blob; its bytes go with the last name. What du lost."""
+        return self._remove(self._layout.blob(repo_id, digest))
+
+    def _remove(self, path: str) -> int:
         self._layout.check_real_directory(os.path.dirname(path))
+        freed = bytes_of_name(path)
         self._disk.unlink(path)
+        return freed
 
     def quarantine_blob(self, repo_id: RepoId, digest: Digest) -> str:
-        """Moves a bad blob out of every reader's reach; where to."""
-        target = f"{self._layout.quarantine}/{digest.hex}"
+        """Moves a bad blob out of every reader's reach; where to.
+
+        Its time changes, so that no record believes in another name of the same inode either: bits that rot leave
+        size and time as they were.
+        """
+        path, target = self._layout.blob(repo_id, digest), f"{self._layout.quarantine}/{digest.hex}"
+        self._disk.touch(path)
         self._disk.remove_tree(target)
-        self._disk.rename(self._layout.blob(repo_id, digest), target)
+        self._disk.rename(path, target)
         return target
 
-    def empty_quarantine(self, before: float) -> list[str]:
-        """Removes what was quarantined before then (seconds since the epoch); its names."""
+    def empty(self, directory: str, before: float) -> list[str]:
+        """Removes what was put into trash/, staging/ or quarantine/ before then (seconds since the epoch); its names."""
         removed = []
-        with os.scandir(self._layout.quarantine) as entries:
-            # Renaming into quarantine set ctime; mtime is still that of the download.
+        with os.scandir(directory) as entries:
+            # Renaming into it set ctime; mtime is still that of the download.
             old = sorted(e.path for e in entries if e.stat(follow_symlinks=False).st_ctime < before)
         for path in old:
             self._disk.remove_tree(path)
@@ -189,11 +222,9 @@ class SnapshotStore:
         finally:
             os.close(descriptor)
 
-    def remove_ref(self, repo_id: RepoId, revision: Revision) -> None:
-        """Removes a branch or tag."""
-        path = self._layout.ref(repo_id, revision)
-        self._layout.check_real_directory(os.path.dirname(path))
-        self._disk.unlink(path)
+    def remove_ref(self, repo_id: RepoId, revision: Revision) -> int:
+        """Removes a branch or tag; what du lost."""
+        return self._remove(self._layout.ref(repo_id, revision))
 
     def write_tree(self, manifest: Manifest) -> None:
         """huggingface_hub's listing, for a snapshot that holds every file of its commit.
@@ -215,20 +246,25 @@ class SnapshotStore:
         content = json.dumps({"format_version": _TREE_FORMAT_VERSION, "files": files}, indent=1)
         self._disk.replace_file(path, content.encode(), self._layout.staged("tree"))
 
-    def remove_tree_file(self, snapshot: SnapshotId) -> None:
-        """Removes huggingface_hub's listing."""
+    def remove_tree_file(self, snapshot: SnapshotId) -> int:
+        """Removes huggingface_hub's listing; what du lost."""
         path = self._layout.tree(snapshot)
         self._layout.check_real_directory(os.path.dirname(path))
-        if os.path.lexists(path):
-            self._disk.unlink(path)
+        return self._remove(path) if os.path.lexists(path) else 0
 
-    def remove_empty_repo(self, repo_id: RepoId) -> bool:
-        """Removes a repository's directories once nothing is in them; True when it is gone."""
+    def remove_empty_repo(self, repo_id: RepoId) -> int:
+        """Removes a repository's directories once nothing is in them; what du lost."""
         repo = self._layout.repo(repo_id)
         self._layout.check_real_directory(repo)
+        freed = 0
         for name in ("snapshots", "blobs", "trees", ".no_exist"):
-            self._disk.rmdir(f"{repo}/{name}") if os.path.isdir(f"{repo}/{name}") else None
+            freed += self._rmdir(f"{repo}/{name}") if os.path.isdir(f"{repo}/{name}") else 0
         if os.path.isdir(f"{repo}/snapshots") or os.path.isdir(f"{repo}/blobs"):
-            return False
+            return freed
+        refs, _ = measure(f"{repo}/refs")
         self._disk.remove_tree(f"{repo}/refs")
-        return self._disk.rmdir(repo)
+        return freed + sum(refs.values()) + self._rmdir(repo)
+
+    def _rmdir(self, path: str) -> int:
+        size = bytes_of_name(path)
+        return size if self._disk.rmdir(path) else 0
