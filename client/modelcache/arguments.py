@@ -67,6 +67,7 @@ class Options:
     termination_log: str | None
     retry: bool
     prewarm: bool
+    wait_for_space_seconds: float
     quiet: bool
     holder: str
     pod_uid: str
@@ -113,6 +114,9 @@ def _build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--retry", action="store_true", help="come again when the daemon names a delay or has no space now"
     )
+    how.add_argument(
+        "--wait-for-space", metavar="D", help="let others' leases and transfers end for so long where there is none (0)"
+    )
     how.add_argument("--prewarm", action="store_true", help="have the files read ahead into memory, in the background")
     how.add_argument("--hold", action="store_true", help="keep the lease until a signal, or while CMD runs")
     how.add_argument("--ready-file", metavar="PATH", help="exists while held: for a startup probe")
@@ -143,13 +147,14 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         output=given.output,
         link=given.link,
         json=given.json,
-        timeout_seconds=_seconds(given.timeout),
+        timeout_seconds=_seconds("--timeout", given.timeout),
         hold=given.hold,
         command=command or (),
         ready_file=given.ready_file,
         termination_log=given.termination_log,
         retry=given.retry,
         prewarm=given.prewarm,
+        wait_for_space_seconds=_seconds("--wait-for-space", given.wait_for_space) or 0.0,
         quiet=given.quiet,
         holder=given.holder if given.holder is not None else os.uname().nodename,
         pod_uid=environ.get("POD_UID", "").strip(),
@@ -190,13 +195,13 @@ def _repo_and_revision(text: str) -> tuple[str, str]:
     return repo_id, revision
 
 
-def _seconds(text: str | None) -> float | None:
+def _seconds(flag: str, text: str | None) -> float | None:
     if text is None:
         return None
     try:
         return parse_duration(text).total_seconds()
     except ValueError as error:
-        raise UsageError(f"--timeout: {error}") from None
+        raise UsageError(f"{flag}: {error}") from None
 
 
 def _token(environ: Mapping[str, str]) -> str:

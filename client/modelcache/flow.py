@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from google.protobuf.duration_pb2 import Duration
+
 from modelcache.arguments import Options, UsageError, Wanted
 from modelcache.client import Client, reference
 from modelcache.connection import AddressError, cache_address
@@ -95,7 +97,12 @@ def _request(options: Options) -> cache_pb2.EnsureModelRequest:
         # 128 random bits, as uuid4().hex; importing uuid would take 3 ms of a hit.
         request_id=os.urandom(16).hex(),
         prewarm=options.prewarm or None,  # unset: as the daemon's configuration says
+        wait_for_space=_duration(options.wait_for_space_seconds),
     )
+
+
+def _duration(seconds: float) -> Duration:
+    return Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
 def _reference(wanted: Wanted) -> common_pb2.ModelReference:

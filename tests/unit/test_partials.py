@@ -395,3 +395,23 @@ def test_a_blob_that_cannot_be_read_back_is_condemned(store: PartialStore, monke
         partial.read(memoryview(bytearray(10)), 0)
     assert partial.condemned
     partial.close()
+
+
+def test_a_blob_that_is_published_while_the_partials_are_listed_is_none(
+    store: PartialStore, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = store.open(DIGEST, SIZE)
+    put(partial, 0, SIZE)
+    scandir = os.scandir
+
+    @contextmanager
+    def stopped(path: str) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            found = list(entries)
+        if path == layout.partial:
+            partial.publish(REPO)
+        yield found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", stopped)
+        assert store.listed() == {}

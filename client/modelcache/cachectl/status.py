@@ -63,4 +63,6 @@ def _transfer_line(transfer: admin_pb2.Transfer) -> str:
     if transfer.HasField("eta"):
         parts.append(f"{format_duration(transfer.eta.ToTimedelta())} left")
     parts.append("in the background" if transfer.background else f"{transfer.waiters} waiting")
+    if transfer.detail:
+        parts.append(printable(transfer.detail))
     return ", ".join(parts)

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from modelcache.v1 import common_pb2 as modelcache_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19modelcache/v1/admin.proto\x12\rmodelcache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amodelcache/v1/common.proto\"\xbb\x01\n\x08Transfer\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x05 \x01(\x04\x12&\n\x03\x65ta\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07waiters\x18\x07 \x01(\r\x12\x12\n\nbackground\x18\x08 \x01(\x08\"\x12\n\x10GetStatusRequest\"\xc8\x03\n\x0b\x43\x61\x63heStatus\x12\x14\n\x0c\x62udget_bytes\x18\x01 \x01(\x04\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ereserved_bytes\x18\x03 \x01(\x04\x12\x15\n\rpartial_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btrash_bytes\x18\x05 \x01(\x04\x12\x18\n\x10quarantine_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cpinned_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cleased_bytes\x18\x08 \x01(\x04\x12\x1d\n\x15\x66ilesystem_free_bytes\x18\t \x01(\x04\x12\x1e\n\x16\x66ilesystem_total_bytes\x18\n \x01(\x04\x12\x16\n\x0emin_free_bytes\x18\x0b \x01(\x04\x12\x0e\n\x06models\x18\x0c \x01(\r\x12*\n\ttransfers\x18\r \x03(\x0b\x32\x17.modelcache.v1.Transfer\x12\x0e\n\x06leases\x18\x0e \x01(\r\x12\x0f\n\x07hub_dir\x18\x0f \x01(\t\x12\x0f\n\x07version\x18\x10 \x01(\t\x12.\n\nstarted_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64\x65graded\x18\x12 \x03(\t\"?\n\x11GetStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.modelcache.v1.CacheStatus\"A\n\x12WatchStatusRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x13WatchStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.modelcache.v1.CacheStatus\"T\n\x12\x45victModelsRequest\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.modelcache.v1.ModelReference\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"W\n\x13\x45victModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.modelcache.v1.EvictedModel\x12\x13\n\x0b\x62ytes_freed\x18\x02 \x01(\x04\"D\n\x0c\x45victedModel\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x13\n\x0b\x62ytes_freed\x18\x03 \x01(\x04\"?\n\x0fPinModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\"8\n\x10PinModelResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.modelcache.v1.Model\"A\n\x11UnpinModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\"\x14\n\x12UnpinModelResponse\"8\n\x15\x43\x61ncelTransferRequest\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\"+\n\x16\x43\x61ncelTransferResponse\x12\x11\n\tcancelled\x18\x01 \x01(\r\":\n\x11ListLeasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListLeasesResponse\x12$\n\x06leases\x18\x01 \x03(\x0b\x32\x14.modelcache.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x14ReleaseLeasesRequest\x12\x11\n\tlease_ids\x18\x01 \x03(\t\x12\x0f\n\x07repo_id\x18\x02 \x01(\t\x12\x11\n\trecovered\x18\x03 \x01(\x08\"*\n\x15ReleaseLeasesResponse\x12\x11\n\tlease_ids\x18\x01 \x03(\t2\xba\x05\n\x0c\x41\x64minService\x12N\n\tGetStatus\x12\x1f.modelcache.v1.GetStatusRequest\x1a .modelcache.v1.GetStatusResponse\x12V\n\x0bWatchStatus\x12!.modelcache.v1.WatchStatusRequest\x1a\".modelcache.v1.WatchStatusResponse0\x01\x12T\n\x0b\x45victModels\x12!.modelcache.v1.EvictModelsRequest\x1a\".modelcache.v1.EvictModelsResponse\x12K\n\x08PinModel\x12\x1e.modelcache.v1.PinModelRequest\x1a\x1f.modelcache.v1.PinModelResponse\x12Q\n\nUnpinModel\x12 .modelcache.v1.UnpinModelRequest\x1a!.modelcache.v1.UnpinModelResponse\x12]\n\x0e\x43\x61ncelTransfer\x12$.modelcache.v1.CancelTransferRequest\x1a%.modelcache.v1.CancelTransferResponse\x12Q\n\nListLeases\x12 .modelcache.v1.ListLeasesRequest\x1a!.modelcache.v1.ListLeasesResponse\x12Z\n\rReleaseLeases\x12#.modelcache.v1.ReleaseLeasesRequest\x1a$.modelcache.v1.ReleaseLeasesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19modelcache/v1/admin.proto\x12\rmodelcache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amodelcache/v1/common.proto\"\xcb\x01\n\x08Transfer\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x05 \x01(\x04\x12&\n\x03\x65ta\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07waiters\x18\x07 \x01(\r\x12\x12\n\nbackground\x18\x08 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\"\x12\n\x10GetStatusRequest\"\xc8\x03\n\x0b\x43\x61\x63heStatus\x12\x14\n\x0c\x62udget_bytes\x18\x01 \x01(\x04\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ereserved_bytes\x18\x03 \x01(\x04\x12\x15\n\rpartial_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btrash_bytes\x18\x05 \x01(\x04\x12\x18\n\x10quarantine_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cpinned_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cleased_bytes\x18\x08 \x01(\x04\x12\x1d\n\x15\x66ilesystem_free_bytes\x18\t \x01(\x04\x12\x1e\n\x16\x66ilesystem_total_bytes\x18\n \x01(\x04\x12\x16\n\x0emin_free_bytes\x18\x0b \x01(\x04\x12\x0e\n\x06models\x18\x0c \x01(\r\x12*\n\ttransfers\x18\r \x03(\x0b\x32\x17.modelcache.v1.Transfer\x12\x0e\n\x06leases\x18\x0e \x01(\r\x12\x0f\n\x07hub_dir\x18\x0f \x01(\t\x12\x0f\n\x07version\x18\x10 \x01(\t\x12.\n\nstarted_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64\x65graded\x18\x12 \x03(\t\"?\n\x11GetStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.modelcache.v1.CacheStatus\"A\n\x12WatchStatusRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x13WatchStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.modelcache.v1.CacheStatus\"T\n\x12\x45victModelsRequest\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.modelcache.v1.ModelReference\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"W\n\x13\x45victModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.modelcache.v1.EvictedModel\x12\x13\n\x0b\x62ytes_freed\x18\x02 \x01(\x04\"D\n\x0c\x45victedModel\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x13\n\x0b\x62ytes_freed\x18\x03 \x01(\x04\"?\n\x0fPinModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\"8\n\x10PinModelResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.modelcache.v1.Model\"A\n\x11UnpinModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\"\x14\n\x12UnpinModelResponse\"8\n\x15\x43\x61ncelTransferRequest\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\"+\n\x16\x43\x61ncelTransferResponse\x12\x11\n\tcancelled\x18\x01 \x01(\r\":\n\x11ListLeasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListLeasesResponse\x12$\n\x06leases\x18\x01 \x03(\x0b\x32\x14.modelcache.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x14ReleaseLeasesRequest\x12\x11\n\tlease_ids\x18\x01 \x03(\t\x12\x0f\n\x07repo_id\x18\x02 \x01(\t\x12\x11\n\trecovered\x18\x03 \x01(\x08\"*\n\x15ReleaseLeasesResponse\x12\x11\n\tlease_ids\x18\x01 \x03(\t2\xba\x05\n\x0c\x41\x64minService\x12N\n\tGetStatus\x12\x1f.modelcache.v1.GetStatusRequest\x1a .modelcache.v1.GetStatusResponse\x12V\n\x0bWatchStatus\x12!.modelcache.v1.WatchStatusRequest\x1a\".modelcache.v1.WatchStatusResponse0\x01\x12T\n\x0b\x45victModels\x12!.modelcache.v1.EvictModelsRequest\x1a\".modelcache.v1.EvictModelsResponse\x12K\n\x08PinModel\x12\x1e.modelcache.v1.PinModelRequest\x1a\x1f.modelcache.v1.PinModelResponse\x12Q\n\nUnpinModel\x12 .modelcache.v1.UnpinModelRequest\x1a!.modelcache.v1.UnpinModelResponse\x12]\n\x0e\x43\x61ncelTransfer\x12$.modelcache.v1.CancelTransferRequest\x1a%.modelcache.v1.CancelTransferResponse\x12Q\n\nListLeases\x12 .modelcache.v1.ListLeasesRequest\x1a!.modelcache.v1.ListLeasesResponse\x12Z\n\rReleaseLeases\x12#.modelcache.v1.ReleaseLeasesRequest\x1a$.modelcache.v1.ReleaseLeasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,43 +35,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelcache.v1.admin_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRANSFER']._serialized_start=138
-  _globals['_TRANSFER']._serialized_end=325
-  _globals['_GETSTATUSREQUEST']._serialized_start=327
-  _globals['_GETSTATUSREQUEST']._serialized_end=345
-  _globals['_CACHESTATUS']._serialized_start=348
-  _globals['_CACHESTATUS']._serialized_end=804
-  _globals['_GETSTATUSRESPONSE']._serialized_start=806
-  _globals['_GETSTATUSRESPONSE']._serialized_end=869
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=871
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=936
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=938
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1003
-  _globals['_EVICTMODELSREQUEST']._serialized_start=1005
-  _globals['_EVICTMODELSREQUEST']._serialized_end=1089
-  _globals['_EVICTMODELSRESPONSE']._serialized_start=1091
-  _globals['_EVICTMODELSRESPONSE']._serialized_end=1178
-  _globals['_EVICTEDMODEL']._serialized_start=1180
-  _globals['_EVICTEDMODEL']._serialized_end=1248
-  _globals['_PINMODELREQUEST']._serialized_start=1250
-  _globals['_PINMODELREQUEST']._serialized_end=1313
-  _globals['_PINMODELRESPONSE']._serialized_start=1315
-  _globals['_PINMODELRESPONSE']._serialized_end=1371
-  _globals['_UNPINMODELREQUEST']._serialized_start=1373
-  _globals['_UNPINMODELREQUEST']._serialized_end=1438
-  _globals['_UNPINMODELRESPONSE']._serialized_start=1440
-  _globals['_UNPINMODELRESPONSE']._serialized_end=1460
-  _globals['_CANCELTRANSFERREQUEST']._serialized_start=1462
-  _globals['_CANCELTRANSFERREQUEST']._serialized_end=1518
-  _globals['_CANCELTRANSFERRESPONSE']._serialized_start=1520
-  _globals['_CANCELTRANSFERRESPONSE']._serialized_end=1563
-  _globals['_LISTLEASESREQUEST']._serialized_start=1565
-  _globals['_LISTLEASESREQUEST']._serialized_end=1623
-  _globals['_LISTLEASESRESPONSE']._serialized_start=1625
-  _globals['_LISTLEASESRESPONSE']._serialized_end=1708
-  _globals['_RELEASELEASESREQUEST']._serialized_start=1710
-  _globals['_RELEASELEASESREQUEST']._serialized_end=1787
-  _globals['_RELEASELEASESRESPONSE']._serialized_start=1789
-  _globals['_RELEASELEASESRESPONSE']._serialized_end=1831
-  _globals['_ADMINSERVICE']._serialized_start=1834
-  _globals['_ADMINSERVICE']._serialized_end=2532
+  _globals['_TRANSFER']._serialized_end=341
+  _globals['_GETSTATUSREQUEST']._serialized_start=343
+  _globals['_GETSTATUSREQUEST']._serialized_end=361
+  _globals['_CACHESTATUS']._serialized_start=364
+  _globals['_CACHESTATUS']._serialized_end=820
+  _globals['_GETSTATUSRESPONSE']._serialized_start=822
+  _globals['_GETSTATUSRESPONSE']._serialized_end=885
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=887
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=952
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=954
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1019
+  _globals['_EVICTMODELSREQUEST']._serialized_start=1021
+  _globals['_EVICTMODELSREQUEST']._serialized_end=1105
+  _globals['_EVICTMODELSRESPONSE']._serialized_start=1107
+  _globals['_EVICTMODELSRESPONSE']._serialized_end=1194
+  _globals['_EVICTEDMODEL']._serialized_start=1196
+  _globals['_EVICTEDMODEL']._serialized_end=1264
+  _globals['_PINMODELREQUEST']._serialized_start=1266
+  _globals['_PINMODELREQUEST']._serialized_end=1329
+  _globals['_PINMODELRESPONSE']._serialized_start=1331
+  _globals['_PINMODELRESPONSE']._serialized_end=1387
+  _globals['_UNPINMODELREQUEST']._serialized_start=1389
+  _globals['_UNPINMODELREQUEST']._serialized_end=1454
+  _globals['_UNPINMODELRESPONSE']._serialized_start=1456
+  _globals['_UNPINMODELRESPONSE']._serialized_end=1476
+  _globals['_CANCELTRANSFERREQUEST']._serialized_start=1478
+  _globals['_CANCELTRANSFERREQUEST']._serialized_end=1534
+  _globals['_CANCELTRANSFERRESPONSE']._serialized_start=1536
+  _globals['_CANCELTRANSFERRESPONSE']._serialized_end=1579
+  _globals['_LISTLEASESREQUEST']._serialized_start=1581
+  _globals['_LISTLEASESREQUEST']._serialized_end=1639
+  _globals['_LISTLEASESRESPONSE']._serialized_start=1641
+  _globals['_LISTLEASESRESPONSE']._serialized_end=1724
+  _globals['_RELEASELEASESREQUEST']._serialized_start=1726
+  _globals['_RELEASELEASESREQUEST']._serialized_end=1803
+  _globals['_RELEASELEASESRESPONSE']._serialized_start=1805
+  _globals['_RELEASELEASESRESPONSE']._serialized_end=1847
+  _globals['_ADMINSERVICE']._serialized_start=1850
+  _globals['_ADMINSERVICE']._serialized_end=2548
 # @@protoc_insertion_point(module_scope)

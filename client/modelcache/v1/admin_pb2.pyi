@@ -35,6 +35,7 @@ class Transfer(_message.Message):
     ETA_FIELD_NUMBER: _builtins.int
     WAITERS_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     repo_id: _builtins.str
     commit: _builtins.str
     bytes_total: _builtins.int
@@ -43,6 +44,8 @@ class Transfer(_message.Message):
     waiters: _builtins.int
     background: _builtins.bool
     """Nobody waits: it goes on because the next pod will want it."""
+    detail: _builtins.str
+    """What it waits for, in words; empty while it goes on."""
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -56,10 +59,11 @@ class Transfer(_message.Message):
         eta: _duration_pb2.Duration | None = ...,
         waiters: _builtins.int = ...,
         background: _builtins.bool = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "commit", b"commit", "eta", b"eta", "repo_id", b"repo_id", "waiters", b"waiters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "commit", b"commit", "detail", b"detail", "eta", b"eta", "repo_id", b"repo_id", "waiters", b"waiters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

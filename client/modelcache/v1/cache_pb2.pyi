@@ -100,6 +100,7 @@ class EnsureModelRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PREWARM_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_SPACE_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Sent to the Hub in place of the daemon's own token, for this request only."""
     request_id: _builtins.str
@@ -115,6 +116,12 @@ class EnsureModelRequest(_message.Message):
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ModelReference]: ...
     @_builtins.property
     def lease(self) -> Global___LeaseRequest: ...
+    @_builtins.property
+    def wait_for_space(self) -> _duration_pb2.Duration:
+        """How long to wait for others' leases, pins or transfers to end where there
+        is no space now, instead of being refused (NO_SPACE_NOW) at once.
+        """
+
     def __init__(
         self,
         *,
@@ -124,10 +131,11 @@ class EnsureModelRequest(_message.Message):
         token: _builtins.str = ...,
         request_id: _builtins.str = ...,
         prewarm: _builtins.bool | None = ...,
+        wait_for_space: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm", "lease", b"lease", "model", b"model", "prewarm", b"prewarm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm", "lease", b"lease", "model", b"model", "prewarm", b"prewarm", "wait_for_space", b"wait_for_space"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm", "adapters", b"adapters", "lease", b"lease", "model", b"model", "prewarm", b"prewarm", "request_id", b"request_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm", "adapters", b"adapters", "lease", b"lease", "model", b"model", "prewarm", b"prewarm", "request_id", b"request_id", "token", b"token", "wait_for_space", b"wait_for_space"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prewarm: _TypeAlias = _typing.Literal["prewarm"]  # noqa: Y015
     _WhichOneofArgType__prewarm: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm"]  # noqa: Y015

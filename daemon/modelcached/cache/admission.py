@@ -45,6 +45,10 @@ def selection_bytes(entries: list[FileEntry]) -> int:
     return sum(map(blob_bytes, unique.values())) + overhead_bytes(len(entries), len(folders))
 
 
+class NoRoomError(CacheError):
+    """NO_SPACE_NOW, by what others use: it may pass."""
+
+
 async def admit(
     core: Core, whole_bytes: int, look: Callable[[], Awaitable[None]], need: Callable[[], int], holder: str
 ) -> Reservation:
@@ -53,7 +57,7 @@ async def admit(
     ``whole_bytes`` is the request's size from nothing: what exceeds the budget by itself is told so at
     once. ``look`` may read the disk, ``need`` reckons; both are asked again after every wait, for
     others may have fetched some of it meanwhile.
-    Raises CacheError OVER_BUDGET or NO_SPACE_NOW, naming need, free, pinned, leased and in flight.
+    Raises CacheError OVER_BUDGET, or NoRoomError, naming need, free, pinned, leased and in flight.
     """
     failed: CacheError | None = None
     async with core.admission:
@@ -112,11 +116,11 @@ def check_ever_fits(core: Core, whole_bytes: int, holder: str) -> None:
         )
 
 
-def _refusal(core: Core, wanted: int, free: int, evictable: int, holder: str) -> CacheError:
+def _refusal(core: Core, wanted: int, free: int, evictable: int, holder: str) -> NoRoomError:
     limits = core.space.limits
     pinned, leased = pinned_and_leased(core)
     in_flight = core.space.reserved_bytes + core.space.area_bytes("partial")
-    return CacheError(
+    return NoRoomError(
         Reason.NO_SPACE_NOW,
         f"{holder} needs {format_size(wanted)} more; of the budget of {format_size(limits.budget_bytes)} "
         f"{format_size(core.space.used_bytes)} are used ({format_size(pinned)} pinned, {format_size(leased)} leased, "

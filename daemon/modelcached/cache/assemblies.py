@@ -24,6 +24,8 @@ class Watch:
     """One caller's view of its request: phase and progress at any moment, however slowly it looks."""
 
     def __init__(self) -> None:
+        self.for_space_until = 0.0
+        """How long its caller waits for space where there is none; monotonic."""
         self._phase = Phase.QUEUED
         self._detail = ""
         self._assembly: Assembly | None = None
@@ -82,9 +84,7 @@ class Assemblies:
         before = self._running.get(tuple((want.snapshot, want.selection.profile) for want in wants))
         assembly = self._join(wants, token)
         watch.follow(assembly, self.waiters)
-        with assembly.waiting():
-            assert assembly.task is not None
-            await asyncio.shield(assembly.task)  # the wait can be cancelled, the work goes on
+        await assembly.wait(watch.for_space_until)
         if before is assembly:
             return {
                 snapshot: Tally(0, tally.linked_bytes, 0, tally.started + tally.joined)
@@ -100,14 +100,12 @@ class Assemblies:
             if other is assembly or other.joined.keys() & assembly.joined.keys()
         )
 
-    async def fetch_one(self, want: Want, token: str | None) -> bytes:
+    async def fetch_one(self, want: Want, token: str | None, for_space_until: float) -> bytes:
         """A single file's verified content; its blob stays for the snapshot that will want it."""
         (entry,) = want.entries.values()
         with self._core.use.hold((), want.names):
             assembly = self._join((want,), token, publish=False)
-            with assembly.waiting():
-                assert assembly.task is not None
-                await asyncio.shield(assembly.task)
+            await assembly.wait(for_space_until)
             path = self._core.layout.blob(want.snapshot.repo_id, entry.digest)
 
             def read() -> bytes:
@@ -137,6 +135,7 @@ class Assemblies:
         """Ends all of them, keeping what they have."""
         tasks = [assembly.task for assembly in self._running.values() if assembly.task is not None]
         self._core.turns.stop()
+        self._core.room.tell()
         await self._flights.stop()
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=patience.total_seconds())

@@ -8,6 +8,7 @@ the same meanwhile joins it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,7 +16,15 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from modelcached.cache.admission import admit, blob_bytes, check_ever_fits, overhead_bytes, selection_bytes
+from modelcached.cache.admission import (
+    NoRoomError,
+    admit,
+    blob_bytes,
+    check_ever_fits,
+    overhead_bytes,
+    selection_bytes,
+)
+from modelcached.cache.callers import Caller
 from modelcached.cache.core import Core
 from modelcached.cache.publication import publish
 from modelcached.cache.requests import Phase, Progress
@@ -38,6 +47,8 @@ from modelcached.transfer.flights import Flights
 log = structlog.get_logger()
 
 _RATE_WINDOW_SECONDS = 5.0
+_ROOM_SECONDS = 0.1
+"""Leases end in heaps: who waits for space tries once for all that ended together."""
 
 
 @dataclass(slots=True)
@@ -64,6 +75,8 @@ class Assembly:
     phase: Phase = Phase.QUEUED
     detail: str = ""
     waiters: int = 0
+    refusal: NoRoomError | None = None
+    """While it waits for space."""
     tallies: dict[SnapshotId, Tally] = field(default_factory=dict)
     joined: dict[Digest, Flight] = field(default_factory=dict)
     started_at: float = field(default_factory=time.monotonic)
@@ -72,6 +85,7 @@ class Assembly:
     """From when it is in line until it has fetched."""
     _lacks_bytes: int | None = None
     """Known to be missing, before flights say so; None while nobody has looked."""
+    _callers: list[Caller] = field(default_factory=list)
     _parks: bool = False
     _points: dict[SnapshotId, set[Revision]] = field(default_factory=dict)
     _work: asyncio.Task[None] | None = None
@@ -99,19 +113,34 @@ class Assembly:
             if as_commit(want.revision) is None and not want.stale:
                 self._points.setdefault(want.snapshot, set()).add(want.revision)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A caller waits: its turn and its flights come before background work.
+    async def wait(self, for_space_until: float) -> None:
+        """A caller waits for all of it: its turn and its flights come before background work.
 
-        Where the last one goes before anything was begun, so does the assembly.
+        Where the last one goes before anything was begun, so does the assembly. ``for_space_until`` (monotonic):
+        how long this caller lets others make room where there is none. Raises what ended the assembly, or the
+        refusal that it did not want to wait on for. The wait can be cancelled, the work goes on.
         """
+        assert self.task is not None
+        caller = Caller(for_space_until)
+        if self.refusal is not None:
+            caller.tell(self.refusal)
+        with self._waiting(caller):
+            await asyncio.wait({self.task, caller.refused}, return_when=asyncio.FIRST_COMPLETED)
+            if caller.refused.done():
+                caller.refused.result()
+            await asyncio.shield(self.task)
+
+    @contextmanager
+    def _waiting(self, caller: Caller) -> Iterator[None]:
         self.waiters += 1
+        self._callers.append(caller)
         if self.waiters == 1:
             self._hurry(1)
         try:
             yield
         finally:
             self.waiters -= 1
+            self._callers.remove(caller)
             if self.waiters == 0:
                 self._hurry(-1)
                 if self._in_line:
@@ -182,11 +211,19 @@ class Assembly:
                     await self._verify(want)
                     await self._link(want)
                 whole = sum(selection_bytes(list(want.entries.values())) for want in self.wants)
-                async with self._its_turn(whole):
-                    reservation = await admit(self.core, whole, self._look, self._need, self.holder)
-                    self._take_off(reservation)
-                    self.phase = Phase.DOWNLOADING
-                    await self._land()
+                while reservation is None:
+                    may_change = self.core.room.next
+                    async with self._its_turn(whole):
+                        try:
+                            reservation = await admit(self.core, whole, self._look, self._need, self.holder)
+                        except NoRoomError as error:
+                            refusal = error
+                        else:
+                            self._take_off(reservation)
+                            self.phase = Phase.DOWNLOADING
+                            await self._land()
+                    if reservation is None:
+                        await self._step_aside(refusal, may_change)
                 for want in self.wants:
                     await self._link(want)
                 self.phase = Phase.PUBLISHING
@@ -286,8 +323,8 @@ class Assembly:
 
     @property
     def _in_line(self) -> bool:
-        """It waits for its first turn: nothing of it is promised or fetched."""
-        return self.phase is Phase.QUEUED and self.turn is not None and not self.turn.held
+        """It waits for its first turn, or for space: nothing of it is promised or fetched."""
+        return self.refusal is not None or (self.phase is Phase.QUEUED and self.turn is not None and not self.turn.held)
 
     def _missing_bytes(self) -> int:
         lacking = {
@@ -304,6 +341,30 @@ class Assembly:
                 self.flights.park(flight, 1 if parks else -1)
 
     # Space and flights
+
+    async def _step_aside(self, refusal: NoRoomError, may_change: asyncio.Event) -> None:
+        """Out of every line until somebody else has ended something, as long as a caller has patience for that.
+
+        Raises the refusal when none has.
+        """
+        self.refusal = refusal
+        self.phase, self.detail = Phase.QUEUED, f"waits for space: {refusal.message}"
+        try:
+            while not may_change.is_set():
+                patient = [caller.until for caller in self._callers if caller.tell(refusal)]
+                if not patient:
+                    raise refusal
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(patient) - time.monotonic()):
+                        await may_change.wait()
+            await asyncio.sleep(_ROOM_SECONDS)
+        finally:
+            self.refusal, self.detail = None, ""
+        if self.core.turns.stopping:
+            raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
+        self.phase = Phase.RESERVING
+        for want in self.wants:
+            await self._link(want)
 
     async def _look(self) -> None:
         """In the line for space, where nobody else drops what an earlier try left."""

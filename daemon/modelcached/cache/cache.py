@@ -111,6 +111,8 @@ class Cache:
         if self.stopping:
             raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
         watch.enter(Phase.RESOLVING)
+        if request.wait_for_space:
+            watch.for_space_until = time.monotonic() + request.wait_for_space.total_seconds()
         token = request.token or read_token(self.core.config.hub.token_file)
         wants = await self._wanting.wants(request, token, watch)
         snapshots = [want.snapshot for want in wants]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from modelcached.cache.locks import Locks
+from modelcached.cache.room import Room
 from modelcached.cache.turns import Turns
 from modelcached.config import LEAST_BUDGET_BYTES, CacheSection, Config
 from modelcached.errors import CacheError, Reason
@@ -59,6 +60,8 @@ class Core:
     """Could not be evicted, and until when (monotonic) others are chosen for it."""
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
     """The line for space: first come, first served."""
+    room: Room = field(default_factory=Room)
+    """Tells those who wait for space that there may be more."""
     degraded: dict[str, str] = field(default_factory=dict)
     """What is not as it should be, by topic."""
     turns: Turns = field(init=False)
@@ -78,6 +81,7 @@ class Core:
 
     def __post_init__(self) -> None:
         """The stores share the disk's seam and the layout; the limits are those of the settings in force."""
+        self.space.freed = self.use.freed = self.room.tell
         self.turns = Turns(lambda: self.config.transfer.models)
         self.partials = PartialStore(self.disk, self.layout, self.clock.boot_id)
         self.manifests = ManifestStore(self.disk, self.layout)

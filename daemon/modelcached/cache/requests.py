@@ -60,6 +60,8 @@ class EnsureRequest:
     request_id: str = ""
     prewarm: bool | None = None
     """None: as ``cache.prewarm`` says."""
+    wait_for_space: timedelta = timedelta(0)
+    """How long others may take to make room, where there is none now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,6 @@ class Wanting:
             watch.enter(Phase.RESOLVING, f"{model.repo_id}: {entry.path}")
             only = Selection(f"file={entry.path}", "none", frozenset({entry.path}))
             want = Want(Record(manifest), only, model.revision, stale=True)
-            content = await self._assemblies.fetch_one(want, token)
+            content = await self._assemblies.fetch_one(want, token, watch.for_space_until)
         # A hundred thousand paths against patterns take most of a second: not on the event loop.
         return await self._core.pools.on_disk(select, model.profile, manifest, content)

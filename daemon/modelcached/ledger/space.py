@@ -8,6 +8,7 @@ not sums, a file that moves from one to another is never counted twice.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -49,6 +50,8 @@ class Reservation:
     def _shrink(self, size_bytes: int) -> None:
         self.remaining_bytes -= size_bytes
         self.space.reserved_bytes -= size_bytes
+        if size_bytes:
+            self.space.freed()
 
 
 @dataclass(slots=True)
@@ -63,6 +66,8 @@ class Space:
     _added: dict[str, dict[int, int]] = field(default_factory=dict)  # since a look at that area began
     _reservations: dict[int, Reservation] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    freed: Callable[[], None] = lambda: None
+    """Called in the step in which less is used or promised."""
 
     def begin_look(self, name: str) -> None:
         """Somebody begins to measure the area: what is added until then is not lost to an older look."""
@@ -74,6 +79,12 @@ class Space:
         ``keep``: not all of it could be seen, so what was there before counts on.
         """
         sizes = {**(self._areas.get(name, {}) if keep else {}), **sizes, **self._added.pop(name, {})}
+        used = self.used_bytes
+        self._replace(name, sizes)
+        if self.used_bytes < used:
+            self.freed()
+
+    def _replace(self, name: str, sizes: dict[int, int]) -> None:
         for inode in self._areas.pop(name, {}):
             size, areas = self._inodes[inode]
             if areas == 1:

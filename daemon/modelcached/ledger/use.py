@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -56,6 +56,8 @@ class UseLedger:
         self.usage = {
             SnapshotId(RepoId(repo), Commit(commit)): Usage(tick, at) for repo, commit, tick, at in contents.usage
         }
+        self.freed: Callable[[], None] = lambda: None
+        """Called in the step in which something may go that could not before."""
         self._tick = max((usage.tick for usage in self.usage.values()), default=0)
         self._holding: Counter[frozenset[Name]] = Counter()
         self._held_snapshots: Counter[SnapshotId] = Counter()
@@ -236,6 +238,7 @@ class UseLedger:
         lease = self.leases.pop(lease_id, None)
         if lease is None:
             return []
+        self.freed()
         self._recovered.pop(lease_id, None)
         if lease.pod_uid:
             own = self._of_pods[lease.pod_uid]
@@ -311,6 +314,7 @@ class UseLedger:
         if (repo_id, revision) not in self.pins:
             return None
         self.pins.remove((repo_id, revision))
+        self.freed()
         return ("DELETE FROM pins WHERE repo_id = ? AND revision = ?", (repo_id, revision))
 
     def pins_on(self, snapshot: SnapshotId, refs: Refs) -> list[Revision]:

@@ -93,12 +93,16 @@ def ensure_request(message: cache_pb2.EnsureModelRequest) -> EnsureRequest:
     ttl = lease.ttl.ToTimedelta() if lease.HasField("ttl") else None
     if ttl is not None and ttl <= timedelta(0):
         raise CacheError(Reason.INVALID_REQUEST, f"lease.ttl must be positive, got {ttl}")
+    patience = message.wait_for_space.ToTimedelta()
+    if patience < timedelta(0):
+        raise CacheError(Reason.INVALID_REQUEST, f"wait_for_space must not be negative, got {patience}")
     return EnsureRequest(
         tuple(models),
         LeaseWish(pod_uid, lease.stream, _text("lease.holder", lease.holder), ttl),
         token or None,
         _text("request_id", message.request_id, 64) or uuid.uuid4().hex,
         message.prewarm if message.HasField("prewarm") else None,
+        patience,
     )
 
 
@@ -207,6 +211,7 @@ def transfer_message(transfer: Transfer) -> admin_pb2.Transfer:
         eta=duration(progress.eta),
         waiters=progress.waiters,
         background=transfer.background,
+        detail=progress.detail,
     )
 
 

@@ -268,7 +268,8 @@ class PartialStore:
             for entry in entries:
                 digest = Digest.parse(entry.name.removesuffix(".journal"))
                 if digest is not None:
-                    found[digest] = max(found.get(digest, 0.0), entry.stat(follow_symlinks=False).st_mtime)
+                    with contextlib.suppress(FileNotFoundError):  # published while we look
+                        found[digest] = max(found.get(digest, 0.0), entry.stat(follow_symlinks=False).st_mtime)
         return found
 
     def remove(self, digest: Digest) -> None:

@@ -182,12 +182,15 @@ class SnapshotStore:
         return target
 
     def empty(self, directory: str, before: float) -> list[str]:
-        """Removes what was put into trash/, staging/ or quarantine/ before then (seconds since the epoch); its names."""
-        removed = []
+        """Removes what came into trash/, staging/ or quarantine/ before then (seconds since the epoch); its names."""
+        removed, old = [], []
         with os.scandir(directory) as entries:
-            # Renaming into it set ctime; mtime is still that of the download.
-            old = sorted(e.path for e in entries if e.stat(follow_symlinks=False).st_ctime < before)
-        for path in old:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # put in its place, or removed, while we look
+                    # Renaming into it set ctime; mtime is still that of the download.
+                    if entry.stat(follow_symlinks=False).st_ctime < before:
+                        old.append(entry.path)
+        for path in sorted(old):
             self._disk.remove_tree(path)
             removed.append(os.path.basename(path))
         return removed

@@ -114,6 +114,7 @@ async def keep_watermarks(core: Core) -> None:
     """Evicts in the background, so that a waiting pod rarely waits for deletion, and when others fill the disk."""
     limits, section = core.space.limits, core.config.cache
     free = await core.free_bytes()
+    core.room.tell()  # others on the filesystem may have given something up, which nobody else says
     over = core.space.used_bytes + core.space.reserved_bytes - int(limits.budget_bytes * section.high_watermark)
     wanted = 0
     if over > 0:
