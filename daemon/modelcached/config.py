@@ -170,6 +170,11 @@ def _mode(value: object) -> object:
 
 
 SizeOrShare = Annotated[Size, BeforeValidator(_size_or_share), PlainSerializer(str)]
+SizeOrAuto = Annotated[
+    Size | None,
+    BeforeValidator(lambda value: None if value in (None, "auto") else _size_or_share(value)),
+    PlainSerializer(lambda value: "auto" if value is None else str(value)),
+]
 Share = Annotated[float, BeforeValidator(_share), PlainSerializer(lambda share: f"{share * 100:g}%")]
 ByteRate = Annotated[int, BeforeValidator(_size), PlainSerializer(lambda size: f"{size}B")]
 Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(_seconds)]
@@ -191,8 +196,9 @@ class CacheSection(_Section):
     """One filesystem; workloads mount `hub` below it."""
     budget: Annotated[SizeOrShare, AfterValidator(_budget)] = Size(share=0.80)
     """Most that `du` may ever see under dir, reservations included; a size or a share of the filesystem."""
-    min_free: SizeOrShare = Size(share=0.10)
-    """Free space (f_bavail) that is left to others. 10 % is kubelet's nodefs.available threshold."""
+    min_free: SizeOrAuto = None
+    """Free space (f_bavail) that is left to others. `auto` is 20 % where the kubelet or a container runtime lies on the
+    same filesystem (it deletes images below 15 % and evicts pods below 10 %), else 10 %."""
     high_watermark: Share = 0.95
     """Share of the budget at which eviction in the background begins."""
     low_watermark: Share = 0.85
@@ -203,6 +209,12 @@ class CacheSection(_Section):
     """Whether models that are asked for are read ahead into the page cache, unless a request says so itself."""
     prewarm_rate: ByteRate = 500_000_000
     """Bytes a second that reading ahead takes from the disk; 0 is no limit."""
+
+    def min_free_bytes(self, filesystem_bytes: int, *, beside_kubelet: bool) -> int:
+        """What is left to others on a filesystem of that size."""
+        if self.min_free is None:
+            return int(filesystem_bytes * (0.20 if beside_kubelet else 0.10))
+        return self.min_free.of(filesystem_bytes)
 
     @model_validator(mode="after")
     def _ordered(self) -> CacheSection:

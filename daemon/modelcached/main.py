@@ -190,7 +190,8 @@ class Daemon:
     def apply(self, config: Config) -> None:
         """A reload: what can change while running does."""
         status = os.statvfs(self.layout.cache_dir)
-        self.core.apply_limits(config.cache, status.f_blocks * status.f_frsize)  # refuses before anything has changed
+        total = status.f_blocks * status.f_frsize
+        self.core.apply_limits(config.cache, total, self.core.kubelet())  # refuses before anything has changed
         self.config = self.core.config = config
         logs.configure(config.log)
         self.flights.limiter.bytes_per_second = config.transfer.rate_limit

@@ -25,6 +25,7 @@ from tests.node.daemon import Node, reference
 SIZE = 8 * MIB
 FOR_ITSELF = 8 * MIB
 """What a budget needs beside models: 4 MiB set aside, a ballast of 1 MiB, directories; still less than a model."""
+KUBELET_WARNING = "cache.min_free is below what the kubelet wants on the same filesystem: it will delete images"
 PATIENT = {"stall_timeout": "30s", "retry_timeout": "60s"}
 """For bodies that the Hub's gate holds."""
 
@@ -432,3 +433,23 @@ def test_a_resumed_model_needs_only_what_is_missing(hub: Hub, make_node: Callabl
     assert client.wait(30) == 0
     client.communicate()
     assert hub.body_bytes("org/big", "model.safetensors") < 2 * SIZE
+
+
+def test_beside_the_kubelet_more_is_left_free_and_less_is_warned_of(hub: Hub, make_node: Callable[..., Node]) -> None:
+    """It deletes images below 15 % of the filesystem, and evicts pods below 10 %."""
+    node = make_node(cache={"min_free": "auto"}).start()  # its pods directory is on the same filesystem
+    status = node.status()
+    assert status.min_free_bytes == int(status.filesystem_total_bytes * 0.20)
+    assert not node.log_lines(KUBELET_WARNING)
+    node.settings["leases"]["kubelet_pods_dir"] = "/proc/nowhere"
+    node.terminate()
+    node.start()
+    assert node.status().min_free_bytes == int(status.filesystem_total_bytes * 0.10)
+
+    node.settings["leases"]["kubelet_pods_dir"] = str(node.pods_dir)
+    node.settings["cache"]["min_free"] = "14%"
+    node.terminate()
+    node.start()
+    (warning,) = node.log_lines(KUBELET_WARNING)
+    assert warning["directory"] == str(node.pods_dir)
+    assert warning["min_free_bytes"] == int(status.filesystem_total_bytes * 0.14) < warning["kubelet_wants_bytes"]

@@ -28,6 +28,7 @@ from modelcached.store.disk import Disk
 from modelcached.store.index import Index
 from modelcached.store.layout import Layout
 from modelcached.store.manifests import ManifestStore
+from modelcached.store.neighbours import KUBELET_DIRECTORIES, kubelet_directory
 from modelcached.store.owner import Ballast
 from modelcached.store.partials import PartialStore
 from modelcached.store.scan import free_bytes, measure
@@ -36,6 +37,8 @@ from modelcached.units import format_size
 
 log = structlog.get_logger()
 
+KUBELET_DELETES_BELOW = 0.15
+"""Share of the filesystem that is free: imageGCHighThresholdPercent is 85, imagefs.available 15 %."""
 SET_ASIDE_BYTES = LEAST_BUDGET_BYTES // 2
 """state.db and its WAL may grow by this without asking."""
 
@@ -90,8 +93,11 @@ class Core:
 
     # Space
 
-    def apply_limits(self, section: CacheSection, filesystem_bytes: int) -> None:
-        """Budget and free space as configured. Raises CacheError, and changes nothing, where they cannot be."""
+    def apply_limits(self, section: CacheSection, filesystem_bytes: int, kubelet: str | None) -> None:
+        """Budget and free space as configured. Raises CacheError, and changes nothing, where they cannot be.
+
+        ``kubelet``: a directory of its on the same filesystem.
+        """
         budget = section.budget.of(filesystem_bytes)
         if budget < LEAST_BUDGET_BYTES:
             raise CacheError(
@@ -99,7 +105,21 @@ class Core:
                 f"cache.budget is {format_size(budget)}; the daemon itself needs {format_size(LEAST_BUDGET_BYTES)}",
                 mend="raise it",
             )
-        self.space.limits = Limits(budget, section.min_free.of(filesystem_bytes), SET_ASIDE_BYTES)
+        min_free = section.min_free_bytes(filesystem_bytes, beside_kubelet=kubelet is not None)
+        least = int(filesystem_bytes * KUBELET_DELETES_BELOW)
+        if kubelet is not None and min_free < least:
+            log.warning(
+                "cache.min_free is below what the kubelet wants on the same filesystem: it will delete images",
+                directory=kubelet,
+                min_free_bytes=min_free,
+                kubelet_wants_bytes=least,
+            )
+        self.space.limits = Limits(budget, min_free, SET_ASIDE_BYTES)
+
+    def kubelet(self) -> str | None:
+        """A directory of the kubelet or its container runtime on the cache's filesystem. Blocking."""
+        pods = self.config.leases.kubelet_pods_dir
+        return kubelet_directory(self.layout.cache_dir, [*([str(pods)] if pods else []), *KUBELET_DIRECTORIES])
 
     async def free_bytes(self) -> int:
         """f_bavail now."""

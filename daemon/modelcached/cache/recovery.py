@@ -117,7 +117,7 @@ async def _recover_leases(core: Core, lost: str) -> int:
 async def measure_all(core: Core) -> None:
     """Every area of the account, and the limits."""
     _, total = await core.pools.on_disk(free_bytes, core.layout.cache_dir)
-    core.apply_limits(core.config.cache, total)
+    core.apply_limits(core.config.cache, total, await core.pools.on_disk(core.kubelet))
     await core.measure_hub()
     await core.measure(*core.areas())
 
