@@ -51,6 +51,7 @@ RELOADABLE = {
     "hub": {"token_file", "resolve_ttl"},
     "transfer": {"models", "rate_limit", "xet"},
     "leases": {"ttl", "max_pod_lease", "reconnect_grace"},
+    "scrub": {"interval", "rate"},
     "policy": {"allow", "deny", "deny_files"},
     "log": {"level"},
 }
@@ -300,6 +301,15 @@ class TransferSection(_Section):
     """Files of 16 MiB and more that the Hub keeps in its Xet store come from there, and over HTTP where that fails."""
 
 
+class ScrubSection(_Section):
+    """Reading what is cached again, for disks rot."""
+
+    interval: Timeout = timedelta(days=14)
+    """Each blob is read again when it was last read so long ago."""
+    rate: ByteRate = 20_000_000
+    """Bytes a second, at most, at idle I/O priority; 0 turns it off."""
+
+
 class PolicySection(_Section):
     """What this node may hold. Globs over `org/name`, except deny_files (over file paths)."""
 
@@ -331,6 +341,7 @@ class Config(BaseSettings):
     metrics: MetricsSection = MetricsSection()
     leases: LeasesSection = LeasesSection()
     transfer: TransferSection = TransferSection()
+    scrub: ScrubSection = ScrubSection()
     policy: PolicySection = PolicySection()
     log: LogSection = LogSection()
 

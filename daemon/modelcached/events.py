@@ -45,6 +45,14 @@ class BlobCondemned:
 
 
 @dataclass(frozen=True, slots=True)
+class BlobScrubbed:
+    """A blob at rest was read again."""
+
+    size_bytes: int
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class HubCalled:
     """A question to the Hub's API was answered, or not."""
 
@@ -61,5 +69,5 @@ class UpkeepRan:
     """ok or error."""
 
 
-Event = RequestEnded | BytesFetched | SnapshotEvicted | BlobCondemned | HubCalled | UpkeepRan
+Event = RequestEnded | BytesFetched | SnapshotEvicted | BlobCondemned | BlobScrubbed | HubCalled | UpkeepRan
 Observer = Callable[[Event], None]

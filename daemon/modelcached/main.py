@@ -31,6 +31,7 @@ from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
 from modelcached.errors import CacheError, Reason
 from modelcached.events import Event, HubCalled
 from modelcached.ledger import database as state
+from modelcached.ledger.checks import Checks
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.use import UseLedger
 from modelcached.pools import Pools
@@ -141,7 +142,8 @@ class Daemon:
             observe=lambda call, outcome: self._observe(HubCalled(call, outcome)),
         )
         upstream = Upstream(transfers, self.source, self.xet)
-        self.cache = Cache(self.core, self.catalog, self.flights, upstream, memory.available_bytes)
+        checks = Checks(self.database, contents.checks)
+        self.cache = Cache(self.core, self.catalog, self.flights, upstream, checks, memory.available_bytes)
         self.report = await recover(self.core, lost=contents.lost)
         # All modules and the whole index: they stay, and each look through them would stop every call meanwhile.
         gc.collect()
@@ -157,6 +159,7 @@ class Daemon:
         self._loop_task(loops.LEASE_SECONDS, "leases", keeper.look)
         self._loop_task(loops.LEFTOVER_SECONDS, "leftovers", lambda: loops.sweep_leftovers(self.core))
         self._loop_task(loops.WATERMARK_SECONDS, "watermarks", lambda: loops.keep_watermarks(self.core))
+        self._loop_task(loops.SCRUB_SECONDS, "scrub", self.cache.scrubber.look)
         self._loop_task(loops.STALL_SECONDS, "stalls", lambda: loops.end_stalls(self.source))
         self._loop_task(loops.IDLE_SECONDS, "connections", lambda: loops.close_idle(self.source))
         self._loop_task(loops.XET_IDLE_SECONDS, "xet", lambda: loops.end_idle_process(self.xet, self.pools))

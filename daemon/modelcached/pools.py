@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import ctypes
 import os
 import queue
 import threading
@@ -19,6 +20,7 @@ HUB_THREADS = 8
 DISK_THREADS = 4
 HASH_THREADS = 2
 FLUSH_THREADS = 4
+_IOPRIO_WHO_PROCESS, _IOPRIO_CLASS_IDLE, _IOPRIO_CLASS_SHIFT = 1, 3, 13
 HASH_NICE = 10
 """Hashing, which never waits, steps back behind answers (`make bench CASE=meanwhile`). Movers do not: what they are
 late to read lies in sockets, and is lost with them."""
@@ -61,10 +63,14 @@ class Threads:
     what a hit does in a thread. And unlike its threads, these do not keep the process.
     """
 
-    def __init__(self, size: int, name: str, nice: int = 0) -> None:
-        """``nice``: by how much they step back behind the daemon's other threads, 0 to 19."""
+    def __init__(self, size: int, name: str, nice: int = 0, *, idle_io: bool = False) -> None:
+        """``nice``: by how much they step back behind the daemon's other threads, 0 to 19.
+
+        ``idle_io``: they read when nobody else does, where the disk's scheduler knows that (bfq, not none).
+        """
         self._size = size
         self._nice = nice
+        self._idle_io = idle_io
         self._name = name
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -103,6 +109,8 @@ class Threads:
     def _serve(self) -> None:
         with contextlib.suppress(OSError):  # a sandbox may forbid it, and work comes first
             os.nice(self._nice)  # of this thread alone: on Linux each has its own (sched(7))
+        if self._idle_io:
+            _step_back_from_the_disk()
         while (work := self._queue.get()) is not None and not self._stopped:
             work.do()
             del work  # what it holds must not outlive it
@@ -117,6 +125,13 @@ class Threads:
                 self._queue.put(None)
         for thread in self._threads if wait else ():
             thread.join()
+
+
+def _step_back_from_the_disk() -> None:
+    """ioprio_set(2): this thread's class is idle. libc has no name for it."""
+    number = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)
+    if number is not None:
+        ctypes.CDLL(None).syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_CLASS_IDLE << _IOPRIO_CLASS_SHIFT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Algorithm, Digest
-from modelcached.transfer.hashing import hash_file
+from modelcached.transfer.hashing import BLOCK_BYTES, hash_file
 
 
 def test_a_blob_is_what_its_name_says_or_not(tmp_path: Path) -> None:
@@ -30,3 +30,11 @@ def test_a_daemon_that_stops_does_not_hash_to_the_end(tmp_path: Path) -> None:
     with pytest.raises(CacheError) as caught:
         hash_file(str(file), Digest(Algorithm.SHA256, "0" * 64), stopping)
     assert caught.value.reason is Reason.SHUTTING_DOWN
+
+
+def test_whoever_sets_the_pace_is_asked_after_each_piece(tmp_path: Path) -> None:
+    path = tmp_path / "blob"
+    path.write_bytes(b"x" * (2 * BLOCK_BYTES + 5))
+    taken: list[int] = []
+    hash_file(str(path), Digest(Algorithm.SHA256, "0" * 64), threading.Event(), taken.append)
+    assert taken == [BLOCK_BYTES, BLOCK_BYTES, 5]

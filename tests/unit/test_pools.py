@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import threading
 import time
@@ -120,3 +121,18 @@ async def test_hashing_steps_back_behind_answers_and_nothing_else_does() -> None
         assert nice() == own
     finally:
         pools.stop()
+
+
+async def test_who_reads_when_nobody_else_does_has_the_idle_class_and_nobody_else_has() -> None:
+    get = {"x86_64": 252, "aarch64": 31}[os.uname().machine]
+
+    def io_class() -> int:
+        """ioprio_get(2) of the calling thread."""
+        priority: int = ctypes.CDLL(None).syscall(get, 1, 0)
+        return priority >> 13
+
+    idle, other = Threads(1, "scrub", nice=19, idle_io=True), Threads(1, "disk")
+    assert await idle.run(io_class) == 3
+    assert await other.run(io_class) != 3
+    idle.stop(wait=True)
+    other.stop(wait=True)

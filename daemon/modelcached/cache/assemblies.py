@@ -76,6 +76,10 @@ class Assemblies:
             assembly.also_point(wants)
         return assembly
 
+    def begin(self, wants: tuple[Want, ...], token: str | None) -> None:
+        """In the background: nobody waits for it, and a failure is only logged."""
+        self._join(wants, token)
+
     async def make_whole(self, wants: tuple[Want, ...], token: str | None, watch: Watch) -> dict[SnapshotId, Tally]:
         """Waits until every selection is published; what each was made from. Raises CacheError.
 

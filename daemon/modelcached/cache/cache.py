@@ -9,6 +9,7 @@ admission.py     space for it; eviction.py takes others off the disk
 publication.py   showing it
 leasing.py       the proof of use that goes with the answer
 prewarm.py       reading ahead what was asked for, when the answer has left
+scrub.py         reading again what lies there
 shelf.py         looking, for lists and for people
 
 State lives on the event loop and is changed only there; threads move, hash and
@@ -33,12 +34,14 @@ from modelcached.cache.leasing import Leasing
 from modelcached.cache.looking import Looking
 from modelcached.cache.prewarm import Prewarmer
 from modelcached.cache.requests import CachedModel, EnsureRequest, Evicted, Outcome, Phase, Ready, ReadyModel, Status
+from modelcached.cache.scrub import Scrubber
 from modelcached.cache.shelf import Shelf
 from modelcached.cache.want import Want, names_of
 from modelcached.cache.wanting import Wanting
 from modelcached.catalog import Catalog
 from modelcached.errors import CacheError, Reason
 from modelcached.events import RequestEnded
+from modelcached.ledger.checks import Checks
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
 from modelcached.sources.hub import read_token
 from modelcached.sources.upstream import Upstream
@@ -51,7 +54,13 @@ class Cache:
     """The event loop's alone."""
 
     def __init__(
-        self, core: Core, catalog: Catalog, flights: Flights, upstream: Upstream, available_bytes: Callable[[], int]
+        self,
+        core: Core,
+        catalog: Catalog,
+        flights: Flights,
+        upstream: Upstream,
+        checks: Checks,
+        available_bytes: Callable[[], int],
     ) -> None:
         """``available_bytes``: of memory, for the page cache; called in a disk thread."""
         self.core = core
@@ -61,7 +70,8 @@ class Cache:
         self._prewarmer = Prewarmer(core.pools, lambda: core.config.cache, available_bytes)
         self.leasing = Leasing(core)
         self._looking = Looking(core)
-        self.shelf = Shelf(core, self._assemblies, self._looking)
+        self.scrubber = Scrubber(core, self._assemblies, checks)
+        self.shelf = Shelf(core, self._assemblies, self._looking, self.scrubber)
         self._under_way: set[asyncio.Timeout] = set()
         self.stopping = False
 
@@ -210,6 +220,7 @@ class Cache:
         """Ends all requests, keeping what they have."""
         self.stopping = True
         self.leasing.stop()
+        self.scrubber.stop()
         await self._prewarmer.stop()
         await self._assemblies.stop(patience)
         await eviction.finished(list(self.core.evictions.values()))

@@ -112,6 +112,14 @@ def condemn(core: Core, ids: Iterable[SnapshotId], reason: str) -> list[asyncio.
     return tasks
 
 
+def withdraw(core: Core, snapshot: Snapshot) -> asyncio.Task[int]:
+    """Takes a snapshot that is not right any more out of readers' sight, whatever pins it; its blobs stay."""
+    removal = _Removal(core, snapshot, "bad")
+    snapshot.state = SnapshotState.CONDEMNED
+    core.evictions[snapshot.id] = task = asyncio.create_task(removal.run(), name=f"withdraw {snapshot.id}")
+    return task
+
+
 async def finished(tasks: list[asyncio.Task[int]]) -> list[int | BaseException]:
     """What each eviction freed, or why it failed. Cancelling the wait must not end a removal half-way."""
     if tasks:

@@ -153,6 +153,8 @@ class Status:
     transfers: tuple[Transfer, ...]
     hub_dir: str
     degraded: tuple[str, ...]
+    oldest_check: float | None
+    """When the blob that was read longest ago was read; seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)

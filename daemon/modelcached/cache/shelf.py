@@ -10,6 +10,7 @@ from modelcached.cache.assemblies import Assemblies
 from modelcached.cache.core import Core
 from modelcached.cache.looking import Looking
 from modelcached.cache.requests import CachedModel, ModelRequest, Status
+from modelcached.cache.scrub import Scrubber
 from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
@@ -20,8 +21,9 @@ from modelcached.store.scan import free_bytes
 class Shelf:
     """The event loop's alone."""
 
-    def __init__(self, core: Core, assemblies: Assemblies, looking: Looking) -> None:
+    def __init__(self, core: Core, assemblies: Assemblies, looking: Looking, scrubber: Scrubber) -> None:
         self._core = core
+        self._scrubber = scrubber
         self._assemblies = assemblies
         self._looking = looking
 
@@ -114,4 +116,5 @@ class Shelf:
             transfers=self._assemblies.transfers(),
             hub_dir=core.layout.hub,
             degraded=tuple(core.degraded.values()),
+            oldest_check=self._scrubber.oldest,
         )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Mapping
 
 import structlog
 
+from modelcached.cache import eviction
 from modelcached.cache.core import Core
 from modelcached.cache.want import Want
 from modelcached.events import BlobCondemned
@@ -14,7 +16,7 @@ from modelcached.ledger.victims import Name
 from modelcached.model import Digest, RepoId, Selection
 from modelcached.store.index import Blob
 from modelcached.store.manifests import BlobStamp
-from modelcached.store.scan import regular_status
+from modelcached.store.scan import FoundBlob, regular_status
 from modelcached.transfer.hashing import hash_file
 
 log = structlog.get_logger()
@@ -37,7 +39,8 @@ async def verify_found(core: Core, want: Want, tell: Tell) -> Selection | None:
     if snapshot is None or snapshot.record is not None:
         return None
     more = {p: files[p] for p, digest in snapshot.links.items() if p in files and files[p].digest == digest}
-    await _verify(core, want.snapshot.repo_id, {e.digest: e.size_bytes for e in more.values()}, tell)
+    unread = {e.digest: e.size_bytes for e in more.values() if e.digest not in want.digests}
+    await _verify(core, want.snapshot.repo_id, unread, tell)
     blobs = core.index.repo(want.snapshot.repo_id).blobs
     right = [path for path, e in more.items() if (blob := blobs.get(e.digest)) is not None and blob.verified]
     return None if set(right) <= want.selection.paths else Selection(ADOPTED, "any", frozenset(right))
@@ -79,9 +82,45 @@ async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, te
     now = await core.pools.on_disk(regular_status, path)
     if now is None or BlobStamp.of(now) != BlobStamp.of(status):
         return  # somebody else has replaced what was hashed: not ours to judge
-    log.warning("blob is not what its name says", repo_id=repo_id, digest=digest.hex, size_bytes=status.st_size)
-    core.index.drop_link(repo_id, digest)
-    core.index.doubt(digest, status.st_ino)  # other repositories may have it as theirs: as bad there
-    await core.pools.on_disk(core.snapshots.quarantine_blob, repo_id, digest)
-    await core.measure("quarantine")
+    if blob is None:
+        blobs[digest] = Blob.found(FoundBlob(now), None, path, os.geteuid())
+    await condemn(core, repo_id, digest)
+
+
+async def condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
+    """A blob was read and is bad: nobody is served from it, a copy of it is kept for whoever wants to look.
+
+    What nobody uses is taken out of sight, and the blob with it. What is leased, or what a request is making whole,
+    stays as it is: its readers would gain nothing from a link that leads nowhere, and the blob that is fetched anew
+    takes the bad one's place in one step. Raises OSError.
+    """
+    repo = core.index.repo(repo_id)
+    blob, refs = repo.blobs[digest], core.refs()
+    core.index.doubt(digest, blob.stamp.inode)  # other repositories may have it as theirs: as bad there
+    needing = [snapshot for snapshot in repo.snapshots.values() if digest in snapshot.digests]
+    used = [s for s in needing if core.use.leases_on(s.id, refs) or core.use.is_held(s.id)]
+    log.error(
+        "blob is not what its name says",
+        repo_id=repo_id,
+        digest=digest.hex,
+        size_bytes=blob.stamp.size_bytes,
+        used_by=[str(s.id) for s in used],
+    )
     core.observe(BlobCondemned(repo_id, digest.hex))
+    await core.pools.on_disk(core.snapshots.keep_bad_blob, repo_id, digest)
+    await core.measure("quarantine")
+    leased = [s for s in used if core.use.leases_on(s.id, refs)]
+    if leased:
+        core.degraded[f"bad blob {repo_id} {digest.hex}"] = (
+            f"{', '.join(str(s.id) for s in leased)} is in use and its blob {digest.hex[:12]} went bad on the disk: "
+            "it is being fetched again; restart its readers when this has gone"
+        )
+    ends = await eviction.finished([eviction.withdraw(core, s) for s in needing if s not in used])
+    for end in ends:
+        if isinstance(end, BaseException):
+            log.error("snapshot with a bad blob could not be withdrawn", why=str(end))
+    async with core.removing(repo_id):
+        if not used and not core.use.holds(Name(repo_id, digest)) and core.index.blob(repo_id, digest) is blob:
+            core.index.drop_link(repo_id, digest)
+            await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
+    await core.measure_after(repo_id)

@@ -39,6 +39,11 @@ CREATE TABLE history (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NU
 """
 
 
+_CHECKS = (
+    "CREATE TABLE IF NOT EXISTS checks (digest TEXT, inode INTEGER, checked_at REAL NOT NULL, "
+    "PRIMARY KEY (digest, inode)) WITHOUT ROWID"
+)
+
 Statement = tuple[str, Sequence[Any]]
 _End = tuple[asyncio.Future[None], sqlite3.Error | None]
 
@@ -72,6 +77,8 @@ class Contents:
     named: list[tuple[str, str, str, int]] = field(default_factory=list)
     lost: str = _NEW
     """Why leases may be missing from the file; empty once a start has made up for them."""
+    checks: list[tuple[str, int, float]] = field(default_factory=list)
+    """Digest, inode, when it was last read and found right."""
     pods_directory: str = ""
     """What ``proven_pods_directory`` kept; empty where it never did."""
 
@@ -95,6 +102,7 @@ def connect(path: str) -> sqlite3.Connection:
             raise NewerSchemaError(f"{path} has schema {version}, this daemon knows up to {SCHEMA_VERSION}")
         if version == 0:
             connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        connection.execute(_CHECKS)  # a later thought; a daemon that knows nothing of it leaves it alone
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
@@ -150,6 +158,7 @@ def contents(connection: sqlite3.Connection) -> Contents:
         usage=connection.execute("SELECT repo_id, commit_id, tick, used_at FROM usage").fetchall(),
         leases=connection.execute("SELECT id, body FROM leases").fetchall(),
         pins=connection.execute("SELECT repo_id, revision FROM pins").fetchall(),
+        checks=connection.execute("SELECT digest, inode, checked_at FROM checks").fetchall(),
         named=connection.execute("SELECT repo_id, revision, commit_id, tick FROM named").fetchall(),
         lost="" if meta.get("complete") == _COMPLETE else meta.get("complete", _NEW),
         pods_directory=meta.get("pods_directory", ""),

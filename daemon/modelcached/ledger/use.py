@@ -161,6 +161,10 @@ class UseLedger:
         """A request is about to link to that name of a blob."""
         return self._held_names[name] > 0
 
+    def is_held(self, snapshot: SnapshotId) -> bool:
+        """A request is about to use the snapshot."""
+        return self._held_snapshots[snapshot] > 0
+
     def holds_in(self, repo_id: RepoId) -> bool:
         """A request is about to put something into the repository."""
         return any(name.repo_id == repo_id for name in self._held_names)

@@ -111,6 +111,9 @@ class Index:
 
     def add_link(self, repo_id: RepoId, digest: Digest, blob: Blob) -> None:
         """Believes in one more name of an inode; all its names now know how many there are."""
+        before = self.repo(repo_id).blobs.get(digest)
+        if before is not None and before.stamp.inode != blob.stamp.inode:
+            self.drop_link(repo_id, digest)  # another took its place
         self.repo(repo_id).blobs[digest] = blob
         for other in self._names(digest, blob.stamp.inode):
             other.link_count = blob.link_count

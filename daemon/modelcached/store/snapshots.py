@@ -169,16 +169,18 @@ class SnapshotStore:
         self._disk.unlink(path)
         return freed
 
-    def quarantine_blob(self, repo_id: RepoId, digest: Digest) -> str:
-        """Moves a bad blob out of every reader's reach; where to.
+    def keep_bad_blob(self, repo_id: RepoId, digest: Digest) -> str:
+        """Gives a bad blob a name in quarantine too; where.
 
-        Its time changes, so that no record believes in another name of the same inode either: bits that rot leave
-        size and time as they were.
+        Its time changes, so that no record believes in any name of the inode: bits that rot leave size and time as
+        they were.
         """
         path, target = self._layout.blob(repo_id, digest), f"{self._layout.quarantine}/{digest.hex}"
         self._disk.touch(path)
-        self._disk.remove_tree(target)
-        self._disk.rename(path, target)
+        if os.path.lexists(target) and not os.path.samestat(os.lstat(path), os.lstat(target)):
+            self._disk.remove_tree(target)
+        if not os.path.lexists(target):
+            self._disk.link(path, target)
         return target
 
     def empty(self, directory: str, before: float) -> list[str]:

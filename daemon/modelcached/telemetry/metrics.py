@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -12,6 +13,7 @@ from modelcached import __version__
 from modelcached.cache.requests import Phase, Status
 from modelcached.events import (
     BlobCondemned,
+    BlobScrubbed,
     BytesFetched,
     Event,
     HubCalled,
@@ -56,6 +58,12 @@ class Metrics:
         self._condemned = Counter(
             "modelcached_blobs_condemned", "Blobs on disk that were not what their name says", registry=self.registry
         )
+        self._scrubbed = Counter(
+            "modelcached_scrubbed_bytes", "Bytes at rest that were read again", registry=self.registry
+        )
+        self._scrub_failures = Counter(
+            "modelcached_scrub_failures", "Blobs at rest that were found bad", registry=self.registry
+        )
         self._hub = Counter(
             "modelcached_hub_calls",
             "Questions to the Hub's API by outcome",
@@ -83,6 +91,9 @@ class Metrics:
                 self._evicted.labels(reason).inc(max(0, freed))
             case BlobCondemned():
                 self._condemned.inc()
+            case BlobScrubbed(size, right):
+                self._scrubbed.inc(size)
+                self._scrub_failures.inc(not right)
             case HubCalled(call, outcome):
                 self._hub.labels(call, outcome).inc()
             case UpkeepRan(loop, outcome):
@@ -102,7 +113,7 @@ class _Gauges(Collector):
         """The disk's truth at this moment."""
         yield InfoMetricFamily("modelcached_build", "Version of the daemon", {"version": __version__})
         status = self._status()
-        gauges = {
+        gauges: dict[str, tuple[str, float]] = {
             "budget_bytes": ("Most that the cache may use", status.budget_bytes),
             "used_bytes": ("All that du sees under cache.dir", status.used_bytes),
             "reserved_bytes": ("Promised to requests, not yet allocated", status.reserved_bytes),
@@ -128,5 +139,8 @@ class _Gauges(Collector):
             "degraded": ("Reasons why the daemon is not as it should be", len(status.degraded)),
             "event_loop_tasks": ("Running tasks; at rest always the same, or something was left behind", self._tasks()),
         }
+        if status.oldest_check is not None:
+            age = max(0.0, time.time() - status.oldest_check)
+            gauges["oldest_check_age_seconds"] = ("Since the blob that was read longest ago was read", age)
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"modelcached_{name}", text, value=value)

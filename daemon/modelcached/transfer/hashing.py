@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from modelcached.errors import CacheError, Reason
@@ -55,10 +56,13 @@ def hash_partial(partial: Partial, hasher: Hasher, start: int, end: int) -> None
         start += count
 
 
-def hash_file(path: str, digest: Digest, stopping: threading.Event) -> bool:
+def hash_file(
+    path: str, digest: Digest, stopping: threading.Event, pace: Callable[[int], None] = lambda _bytes: None
+) -> bool:
     """Whether a finished blob is what its name says. Blocking; raises OSError.
 
     Leaves the page cache as it was: a look at old models must not push out the ones in use.
+    ``pace`` is called with what was read, and may take its time.
     Raises CacheError(SHUTTING_DOWN) soon after ``stopping`` is set: 140 GB take minutes.
     """
     with open(path, "rb", buffering=0) as file:
@@ -69,4 +73,5 @@ def hash_file(path: str, digest: Digest, stopping: threading.Event) -> bool:
                 if stopping.is_set():
                     raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
                 hasher.update(block)
+                pace(len(block))
     return hasher.hexdigest() == digest.hex

@@ -24,6 +24,8 @@ LEASE_SECONDS = 2.0
 """A pod's lease ends after two looks without its directory: within 10 s of its going."""
 LEFTOVER_SECONDS = 60.0
 WATERMARK_SECONDS = 5.0
+SCRUB_SECONDS = 5.0
+"""How soon the scrub sees that something is due."""
 STALL_SECONDS = 1.0
 IDLE_SECONDS = 10.0
 """A connection that was not used for so long is closed."""

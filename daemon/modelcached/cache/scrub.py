@@ -1,0 +1,176 @@
+"""Reading what is cached again, for disks rot: continuously, at a bounded rate, who was read longest ago first.
+
+A blob that is not what its name says any more is judged as verification.py does; what was withdrawn or is still read
+is fetched again in the background, and of it only that blob.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from modelcached.cache.assemblies import Assemblies
+from modelcached.cache.core import Core
+from modelcached.cache.verification import condemn
+from modelcached.cache.want import Want
+from modelcached.config import ScrubSection
+from modelcached.events import BlobScrubbed
+from modelcached.ledger.checks import Checks
+from modelcached.model import Digest, RepoId, Revision
+from modelcached.pools import Threads
+from modelcached.sources.hub import read_token
+from modelcached.store.index import Blob, Snapshot
+from modelcached.store.manifests import BlobStamp
+from modelcached.store.scan import regular_status
+from modelcached.transfer.hashing import hash_file
+from modelcached.transfer.pace import RateLimiter
+
+log = structlog.get_logger()
+
+_SURVEY_SECONDS = 600.0
+"""How old the oldest check may be known to be; what comes new is due an interval later."""
+_REPOS_A_STEP = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    repo_id: RepoId
+    digest: Digest
+    blob: Blob
+    last: float
+
+
+class Scrubber:
+    """The event loop's alone. ``look`` is a turn of its loop, which may take hours."""
+
+    def __init__(self, core: Core, assemblies: Assemblies, checks: Checks) -> None:
+        self._core = core
+        self._assemblies = assemblies
+        self._checks = checks
+        self._thread = Threads(1, "scrub", nice=19, idle_io=True)  # a long reading must not keep an answer waiting
+        self._pace = RateLimiter(core.config.scrub.rate)
+        self._failed: dict[tuple[str, int], float] = {}
+        self._section: ScrubSection | None = None
+        self._wake_at = 0.0
+        self.oldest: float | None = None
+        """When the blob that was read longest ago was read; seconds since the epoch. None where there is none."""
+
+    async def look(self) -> None:
+        """Reads all that is due."""
+        section = self._core.config.scrub
+        if section != self._section or self._core.clock.wall() >= self._wake_at:
+            self._section = section
+            await self._work()
+        self._forget_healed()
+
+    def stop(self) -> None:
+        """What is being read is given up, for the pools' ``stopping`` is set."""
+        self._thread.stop(wait=False)
+
+    async def _work(self) -> None:
+        section, now = self._core.config.scrub, self._core.clock.wall()
+        found = await self._survey()
+        self._checks.keep_only({(due.digest.hex, due.blob.stamp.inode) for due in found})
+        self._wake_at = now + min(_SURVEY_SECONDS, section.interval.total_seconds())
+        if not section.rate:
+            return
+        self._pace.bytes_per_second = section.rate
+        horizon = now - section.interval.total_seconds()
+        for due, following in itertools.zip_longest(found, found[1:]):
+            if self._core.config.scrub != section:
+                return  # the next look begins anew
+            if due.last > horizon:
+                break
+            if self._failed.get((due.digest.hex, due.blob.stamp.inode), 0.0) <= horizon:
+                await self._check(due)
+                self.oldest = following.last if following is not None else now
+
+    async def _survey(self) -> list[_Due]:
+        """Each inode once, under one of its names; who was read longest ago first. In steps, for they may be many."""
+        found: dict[int, _Due] = {}
+        for number, (repo_id, repo) in enumerate(list(self._core.index.repos.items())):
+            for digest, blob in repo.blobs.items():
+                if blob.verified and not blob.foreign and blob.stamp.inode not in found:
+                    last = self._checks.last(digest, blob.stamp.inode, blob.stamp.mtime_ns / 1e9)
+                    found[blob.stamp.inode] = _Due(repo_id, digest, blob, last)
+            if number % _REPOS_A_STEP == 0:
+                await asyncio.sleep(0)
+        self.oldest = min((due.last for due in found.values()), default=None)
+        return sorted(found.values(), key=lambda due: (due.last, due.digest))
+
+    async def _check(self, due: _Due) -> None:
+        core, path = self._core, self._core.layout.blob(due.repo_id, due.digest)
+        if not self._is_there(due):
+            return
+        key = (due.digest.hex, due.blob.stamp.inode)
+
+        def pace(size_bytes: int) -> None:
+            self._pace.take(size_bytes, core.pools.stopping.wait)
+
+        began = time.monotonic()
+        status = await core.pools.on_disk(regular_status, path)
+        if status is None or BlobStamp.of(status) != due.blob.stamp:
+            self._failed[key] = core.clock.wall()  # not what was believed: whoever asks for it will see
+            return
+        try:
+            right = await self._thread.run(lambda: hash_file(path, due.digest, core.pools.stopping, pace))
+            after = await core.pools.on_disk(regular_status, path)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                self._failed[key] = core.clock.wall()  # else it would be the next one again, and for ever
+                raise
+            log.warning("blob cannot be read", repo_id=due.repo_id, digest=due.digest.hex, why=str(error))
+            right, after = False, status
+        if not self._is_there(due) or after is None:
+            return  # evicted or replaced meanwhile
+        if BlobStamp.of(after) != due.blob.stamp:
+            self._failed[key] = core.clock.wall()
+            return
+        core.observe(BlobScrubbed(status.st_size, right=right))
+        if right:
+            self._checks.done(due.digest, due.blob.stamp.inode, core.clock.wall())
+            log.debug("read again", digest=due.digest.hex, bytes=status.st_size, seconds=time.monotonic() - began)
+            return
+        await self._mend(due)
+
+    def _is_there(self, due: _Due) -> bool:
+        return self._core.index.blob(due.repo_id, due.digest) is due.blob and due.blob.verified
+
+    async def _mend(self, due: _Due) -> None:
+        """Under each of its names; whoever needs it gets it anew, if upstream still has it."""
+        core, inode = self._core, due.blob.stamp.inode
+        bad = [
+            repo_id
+            for repo_id, repo in core.index.repos.items()
+            if (blob := repo.blobs.get(due.digest)) is not None and blob.stamp.inode == inode
+        ]
+        for repo_id in bad:
+            needing = [
+                (snapshot, core.index.revisions(snapshot.id))
+                for snapshot in core.index.repo(repo_id).snapshots.values()
+                if due.digest in snapshot.digests
+            ]
+            await condemn(core, repo_id, due.digest)
+            for snapshot, revisions in needing:
+                self._fetch(snapshot, revisions)
+
+    def _fetch(self, snapshot: Snapshot, revisions: list[Revision]) -> None:
+        if snapshot.record is None:
+            return
+        token = read_token(self._core.config.hub.token_file)
+        for selection in snapshot.record.selections.values():
+            for revision in revisions or [Revision(snapshot.id.commit)]:
+                self._assemblies.begin((Want(snapshot.record, selection, revision, stale=False),), token)
+
+    def _forget_healed(self) -> None:
+        for topic in [topic for topic in self._core.degraded if topic.startswith("bad blob ")]:
+            _, _, name, hex_digest = topic.split(" ")
+            digest = Digest.parse(hex_digest)
+            blob = self._core.index.blob(RepoId(name), digest) if digest else None
+            if blob is None or blob.verified:
+                del self._core.degraded[topic]
