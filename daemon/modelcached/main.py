@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -26,6 +27,7 @@ from modelcached.cache import Cache, Core
 from modelcached.cache.account import FlightAccount
 from modelcached.cache.recovery import recover
 from modelcached.cache.requests import Status
+from modelcached.cache.rescue import make_room
 from modelcached.catalog import Catalog, CatalogLimits
 from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
 from modelcached.errors import CacheError, Reason
@@ -121,6 +123,7 @@ class Daemon:
             allocating=account.allocating,
             published=account.published,
             ended=account.ended,
+            make_room=functools.partial(make_room, self.core),
         )
         apis = [
             HubApi(endpoint, network=self.network, version=__version__, max_files=config.hub.max_files)

@@ -274,6 +274,42 @@ async def test_a_lease_that_was_there_survives_a_renewal_that_failed(
         assert list(inside.daemon.core.use.leases) == [before]
 
 
+@pytest.mark.parametrize("step", ["append", "symlink"])
+async def test_a_transfer_that_meets_a_full_disk_goes_on_once_others_have_gone(
+    inside: Inside, hub: Hub, step: str
+) -> None:
+    """Others have filled it: the account knows of no shortage, and only a try shows that there is room again."""
+    publish(hub, "old", "new")
+    async with inside.serving():
+        await inside.ensure("old")
+        await inside.release()
+
+        def full(operation: str, path: str) -> int:
+            ours = path.endswith(".journal") or "/staging/" in path
+            return errno.ENOSPC * (operation == step and ours and bool(inside.node.visible("org/old")))
+
+        inside.disk.refuses = full
+        await inside.ensure("new")
+        inside.disk.nothing()
+        assert await inside.cached() == {"new"}
+        await inside.true()
+
+
+async def test_a_disk_that_stays_full_is_named_and_costs_no_more_than_what_may_go(inside: Inside, hub: Hub) -> None:
+    publish(hub, "kept", "free", "new")
+    async with inside.serving():
+        await inside.ensure("free")
+        await inside.release()
+        await inside.ensure("kept")
+        inside.disk.refuses = lambda operation, path: errno.ENOSPC * (operation == "allocate")
+        error = await inside.refused("new")
+        assert (error.reason, error.exit_status) == ("NO_SPACE_NOW", 75)
+        assert "is full" in error.message
+        inside.disk.nothing()
+        assert await inside.cached() == {"kept"}
+        await inside.true()
+
+
 async def test_what_cannot_be_had_in_any_way_costs_others_no_progress(inside: Inside, hub: Hub) -> None:
     publish(hub, "leased", "begun")
     async with inside.serving():

@@ -27,6 +27,7 @@ from modelcached.store.layout import Layout
 from modelcached.store.owner import prepare
 from modelcached.store.partials import PartialStore
 from modelcached.transfer import flights as module
+from modelcached.transfer import flushing, patience
 from modelcached.transfer.flight import STEP_BYTES, Flight
 from modelcached.transfer.flights import Flights, TransferLimits
 from modelcached.transfer.pace import RateLimiter
@@ -90,7 +91,14 @@ class Bench:
             allocating=lambda _flight: nullcontext(),
             published=lambda _flight, _status: None,
             ended=self.ended.append,
+            make_room=self._make_room,
         )
+        self.may_go = 0
+
+    async def _make_room(self, _wanted_bytes: int) -> bool:
+        """Something else goes, as often as there is something."""
+        self.may_go -= 1
+        return self.may_go >= 0
 
     def _announced(self, operation: str, path: str) -> None:
         self.before(operation, path)
@@ -140,13 +148,14 @@ async def until(event: threading.Event) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The transfers' own time, which only the test moves; and no pause between tries."""
     time = SimpleNamespace(now=0.0, pauses=[])
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.now))
+    for timed in (patience, flushing):
+        monkeypatch.setattr(timed, "time", SimpleNamespace(monotonic=lambda: time.now))
 
     def uniform(_low: float, high: float) -> float:
         time.pauses.append(high)
         return 0.0
 
-    monkeypatch.setattr(module, "random", SimpleNamespace(uniform=uniform))
+    monkeypatch.setattr(patience, "random", SimpleNamespace(uniform=uniform))
     return time
 
 
@@ -426,6 +435,44 @@ async def test_a_disk_that_cannot_be_written_ends_the_flight_by_its_name(tmp_pat
         it.before = full
         assert await reason_of(it.start(source)) is Reason.NO_SPACE_NOW
         assert it.open_partials() == []
+
+
+@pytest.mark.parametrize("step", ["allocate", "write", "append"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_disk_that_is_full_in_the_middle_is_written_on_once_something_else_has_gone(
+    tmp_path: Path, step: str, code: int
+) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(2 * RANGE_BYTES)
+        it.may_go = 3
+
+        def full(operation: str, path: str) -> None:
+            begun = step == "allocate" or bool(it.flights.all() and it.flights.all()[0].ranges.total > 4 * MIB)
+            if operation == step and begun and it.may_go > 1:
+                raise OSError(code, os.strerror(code), path)
+
+        it.before = full
+        await landed(it.start(source))
+        assert it.blob(source).read_bytes() == source.content
+        assert it.may_go <= 1
+
+
+async def test_what_came_before_the_disk_was_full_is_kept(tmp_path: Path) -> None:
+    async with bench(tmp_path, connections=1) as it:
+        source = origin(RANGE_BYTES)
+
+        def full(operation: str, path: str) -> None:
+            if operation == "write" and it.flights.all()[0].ranges.total >= 4 * MIB:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+        it.before = full
+        assert await reason_of(it.start(source)) is Reason.NO_SPACE_NOW
+        kept = it.partials.done_bytes(source.digest)
+        assert kept >= 4 * MIB
+        it.before = lambda _operation, _path: None
+        source.calls.clear()
+        await landed(it.start(source))
+        assert source.calls == [(kept, RANGE_BYTES)]
 
 
 async def test_stop_ends_flights_and_does_not_wait_for_a_mover_that_cannot_be_reached(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -28,6 +29,7 @@ from modelcached.cache.callers import Caller
 from modelcached.cache.core import Core
 from modelcached.cache.publication import publish
 from modelcached.cache.requests import Phase, Progress
+from modelcached.cache.rescue import make_room
 from modelcached.cache.turns import PASSING_BYTES, Turn
 from modelcached.cache.verification import verify_found
 from modelcached.cache.want import Want, missing, names_of
@@ -43,6 +45,7 @@ from modelcached.store.manifests import BlobStamp
 from modelcached.store.scan import regular_status
 from modelcached.transfer.flight import Flight, Stage
 from modelcached.transfer.flights import Flights
+from modelcached.transfer.room import with_room
 
 log = structlog.get_logger()
 
@@ -228,9 +231,15 @@ class Assembly:
                     await self._link(want)
                 self.phase = Phase.PUBLISHING
                 for want in self.wants if self.publishes else ():
-                    await publish(
-                        self.core, want, self._adopted.get(want.snapshot), self._points.get(want.snapshot, set())
+                    show = functools.partial(
+                        publish,
+                        self.core,
+                        want,
+                        self._adopted.get(want.snapshot),
+                        self._points.get(want.snapshot, set()),
                     )
+                    wanted = overhead_bytes(len(want.entries), len(want.entries))
+                    await with_room(show, wanted, functools.partial(make_room, self.core))
                 self.phase = Phase.READY
             except OSError as error:
                 raise storage_error(error, f"assembling {self.holder}") from error

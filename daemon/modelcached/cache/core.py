@@ -63,6 +63,8 @@ class Core:
     """Could not be evicted, and until when (monotonic) others are chosen for it."""
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
     """The line for space: first come, first served."""
+    rescues: int = 0
+    """How often room was made for what met a full disk."""
     room: Room = field(default_factory=Room)
     """Tells those who wait for space that there may be more."""
     degraded: dict[str, str] = field(default_factory=dict)

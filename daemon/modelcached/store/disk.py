@@ -41,6 +41,16 @@ def storage_error(error: OSError, doing: str) -> CacheError:
     )
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def means_full(error: OSError | CacheError) -> bool:
+    """The disk, or a quota on it, has no room for what was done."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return error.reason is Reason.NO_SPACE_NOW and error.metadata.get("errno") in [errno.errorcode[n] for n in _FULL]
+
+
 class Disk:
     """Changes to the filesystem, one method a call."""
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import itertools
 import math
 import os
-import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type
@@ -29,23 +29,21 @@ from modelcached.sources.origin import Origin, OriginFailedError
 from modelcached.store.disk import storage_error
 from modelcached.store.partials import Partial, PartialStore
 from modelcached.transfer.flight import SMALL_BYTES, STEP_BYTES, Flight, Part, Stage
+from modelcached.transfer.flushing import HASH_AHEAD_BYTES, Flushing
 from modelcached.transfer.hashing import hash_partial, matches, new_hasher
 from modelcached.transfer.pace import Cooldown, RateLimiter
+from modelcached.transfer.patience import Patience
 from modelcached.transfer.queue import WorkQueue
+from modelcached.transfer.room import MakeRoom, with_room
 
 log = structlog.get_logger()
 
-_HASH_AHEAD_BYTES = 8 << 20
+T = TypeVar("T")
+
 _HASH_STEP_BYTES = 32 << 20
-_CHECKPOINT_BYTES = 256 << 20
-_CHECKPOINT_SECONDS = 10.0
 _ELSEWHERE_SECONDS = 20.0
 """How long an origin is tried for without progress when there is another."""
 _STOP_SECONDS = 5.0
-_PROGRESS_BYTES = 64 << 10
-"""Less is none: a peer that brings a byte a try is not to be tried for ever."""
-_FIRST_BACKOFF_SECONDS = 0.25
-_MOST_BACKOFF_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,91 +63,6 @@ class ContentError(Exception):
         self.message = message
 
 
-class _Patience:
-    """How long one part is tried for: its clock and its backoff begin anew whenever it makes progress."""
-
-    def __init__(self, seconds: float, part: Part) -> None:
-        self._seconds = seconds
-        self._part = part
-        self._reached = part.start
-        self._since = time.monotonic()
-        self._failures = 0
-        self._over = False
-        self.pause = 0.0
-        """Before the next try; seconds."""
-
-    @property
-    def seconds_left(self) -> float:
-        """Zero or less: another try would be beyond it."""
-        return self._seconds - (time.monotonic() - self._since)
-
-    @property
-    def is_over(self) -> bool:
-        """The last failure is the part's end."""
-        return self._over or self.seconds_left <= 0
-
-    def failed(self, error: TransientError) -> None:
-        """One try more without an end."""
-        if self._part.start - self._reached >= _PROGRESS_BYTES:
-            self._reached, self._since, self._failures = self._part.start, time.monotonic(), 0
-        if error.retry_after is not None:
-            self.pause = error.retry_after.total_seconds()
-            if self.pause > self.seconds_left:
-                self.give_up()  # it is told to the caller instead
-        else:
-            most = min(_MOST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2.0 ** min(self._failures, 16))
-            self.pause = min(random.uniform(0, most), max(0.0, self.seconds_left))  # noqa: S311 - full jitter
-        self._failures += 1
-
-    def give_up(self) -> None:
-        """No further try."""
-        self._over = True
-
-    def told(self, error: TransientError) -> TransientError:
-        """The last failure, with the limit that ended the tries."""
-        limit = f"transfer.retry_timeout is {self._seconds:g} s"
-        why = f"no progress, {limit}"
-        if error.retry_after is not None:
-            why = f"it wants no request for {error.retry_after.total_seconds():g} s, {limit}"
-        return TransientError(error.reason, f"{error.message}; {why}", retry_after=error.retry_after)
-
-
-class _Flushing:
-    """Takes a flight's data to the disk while it comes, so that the last fsync finds little to do.
-
-    Beside hashing and never two at once: what was hashed is given to the disk, and now and then a checkpoint waits
-    for it, so that a power loss costs that much at most.
-    """
-
-    def __init__(self, pools: Pools, partial: Partial, reached_bytes: int) -> None:
-        self._pools = pools
-        self._partial = partial
-        self._begun = 0
-        self._checkpointed = reached_bytes
-        self._checkpointed_at = time.monotonic()
-        self._running: asyncio.Task[None] | None = None
-
-    def go_on(self, flight: Flight) -> None:
-        """Whenever something has moved. Raises OSError when the last flush failed."""
-        if self._running is not None:
-            if not self._running.done():
-                return
-            self._running.result()
-        fresh = flight.ranges.total - self._checkpointed
-        late = time.monotonic() - self._checkpointed_at > _CHECKPOINT_SECONDS
-        if fresh >= _CHECKPOINT_BYTES or (fresh and late):
-            self._checkpointed, self._checkpointed_at = flight.ranges.total, time.monotonic()
-            self._running = asyncio.create_task(self._pools.on_flush(self._partial.sync))
-        elif flight.hashed - self._begun >= _HASH_AHEAD_BYTES:
-            start, self._begun = self._begun, flight.hashed
-            self._running = asyncio.create_task(self._pools.on_flush(self._partial.begin_flush, start, self._begun))
-
-    async def ended(self) -> None:
-        """Nothing runs any more. A failed fsync condemns the file: it must not be published."""
-        if self._running is not None:
-            await self._running
-
-
 class Flights:
     """All running transfers of the node. The event loop's alone."""
 
@@ -163,11 +76,13 @@ class Flights:
         allocating: Callable[[Flight], AbstractAsyncContextManager[None]],
         published: Callable[[Flight, os.stat_result], None],
         ended: Callable[[Flight], None],
+        make_room: MakeRoom,
     ) -> None:
-        """All three keep the account.
+        """The first three keep the account.
 
         ``allocating`` surrounds the opening of a partial, ``published`` is called in the step in which
-        a blob is there, ``ended`` when nothing of the flight is open any more.
+        a blob is there, ``ended`` when nothing of the flight is open any more. ``make_room`` is asked for bytes when
+        the disk is full all the same, and says whether it is worth another try.
         """
         self._pools = pools
         self._partials = partials
@@ -177,6 +92,7 @@ class Flights:
         self._allocating = allocating
         self._ended = ended
         self._published = published
+        self._make_room = make_room
         self._flights: dict[Digest, Flight] = {}
         self._numbers = itertools.count()
         self._queue = WorkQueue()
@@ -298,13 +214,11 @@ class Flights:
 
         await self._until_right(flight, once)
         flight.stage = Stage.PUBLISHING
-        publish = self._partials.publish_small
-        return await self._pools.on_flush(publish, flight.repo_id, flight.digest, bytes(content))
+        publish = functools.partial(self._partials.publish_small, flight.repo_id, flight.digest, bytes(content))
+        return await with_room(lambda: self._pools.on_flush(publish), flight.size_bytes, self._make_room)
 
     async def _large(self, flight: Flight) -> os.stat_result:
-        async with self._allocating(flight):
-            partial = await self._pools.on_disk(self._partials.open, flight.digest, flight.size_bytes)
-            flight.partial = partial
+        partial = await with_room(lambda: self._open(flight), flight.size_bytes, self._make_room)
         flight.ranges.spans = list(partial.resumed.spans)
         resumed = bool(flight.ranges.spans)
         try:
@@ -326,7 +240,8 @@ class Flights:
 
             await self._until_right(flight, once)
             flight.stage = Stage.PUBLISHING
-            return await self._pools.on_flush(partial.publish, flight.repo_id)
+            publish = functools.partial(self._pools.on_flush, partial.publish, flight.repo_id)
+            return await with_room(publish, STEP_BYTES, self._make_room)
         except BaseException as error:
             wrong = isinstance(error, CacheError) and error.reason is Reason.DIGEST_MISMATCH
             if wrong or partial.condemned:
@@ -338,6 +253,11 @@ class Flights:
                 await flight.moved.wait()
             partial.close()
             flight.partial = None
+
+    async def _open(self, flight: Flight) -> Partial:
+        async with self._allocating(flight):
+            flight.partial = await self._pools.on_disk(self._partials.open, flight.digest, flight.size_bytes)
+            return flight.partial
 
     async def _until_right(self, flight: Flight, once: Callable[[], Awaitable[None]]) -> None:
         """Tries each origin until the content is what its digest says."""
@@ -387,7 +307,7 @@ class Flights:
         flight.plan()
         flight.stage = Stage.DOWNLOADING if flight.pending else Stage.VERIFYING
         self._wake(flight)
-        flushing = _Flushing(self._pools, partial, flight.ranges.total)
+        flushing = Flushing(self._pools, partial, flight.ranges.total)
         try:
             while flight.hashed < flight.size_bytes:
                 if flight.failure is not None:
@@ -396,7 +316,7 @@ class Flights:
                 flushing.go_on(flight)
                 # In steps: what an earlier try left may be a hundred gigabytes, and the flight may be ended meanwhile.
                 reach = min(flight.ranges.prefix, flight.hashed + _HASH_STEP_BYTES)
-                if reach == flight.size_bytes or reach - flight.hashed >= _HASH_AHEAD_BYTES:
+                if reach == flight.size_bytes or reach - flight.hashed >= HASH_AHEAD_BYTES:
                     if not flight.pending and not flight.active:
                         flight.stage = Stage.VERIFYING
                     await self._pools.on_hash(hash_partial, partial, hasher, flight.hashed, reach)
@@ -473,7 +393,7 @@ class Flights:
 
     async def _fetch(self, flight: Flight, part: Part) -> None:
         limit = self._limits.retry_timeout.total_seconds()
-        patience = _Patience(min(limit, _ELSEWHERE_SECONDS) if len(flight.origins) > 1 else limit, part)
+        patience = Patience(min(limit, _ELSEWHERE_SECONDS) if len(flight.origins) > 1 else limit, part)
         retrying = AsyncRetrying(
             stop=lambda _: patience.is_over,
             wait=lambda _: patience.pause,
@@ -485,7 +405,8 @@ class Flights:
             with attempt:
                 await self._cool_down(flight, patience)
                 try:
-                    await self._once(flight, part)
+                    missing = flight.size_bytes - flight.ranges.total
+                    await with_room(lambda: self._once(flight, part), missing, self._make_room)
                 except TransientError as error:
                     if error.reason is Reason.DIGEST_MISMATCH:
                         raise ContentError(error.message) from error
@@ -506,7 +427,7 @@ class Flights:
                     )
                     raise
 
-    async def _cool_down(self, flight: Flight, patience: _Patience) -> None:
+    async def _cool_down(self, flight: Flight, patience: Patience) -> None:
         """Waits until upstream wants to be asked again; not at all when that is beyond our patience."""
         while (left := self.cooldown.seconds_left) > 0 and not flight.ended.is_set():
             if left > patience.seconds_left:

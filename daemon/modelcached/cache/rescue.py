@@ -1,0 +1,39 @@
+"""When the disk is full although the account says that it is not.
+
+Others write to the filesystem too, and a quota shows no less space than there is. What is under way is not failed
+for it as long as something else may go.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from modelcached.cache import eviction
+from modelcached.cache.admission import drop_leftovers
+from modelcached.cache.core import Core
+
+log = structlog.get_logger()
+
+
+async def make_room(core: Core, wanted_bytes: int) -> bool:
+    """Evicts for what met a full disk; whether there may be more now. Never True for ever: each time costs a model.
+
+    Whoever failed beside it at the same time shares what it made.
+    """
+    before = core.rescues
+    async with core.admission:
+        if core.rescues != before:
+            return True
+        if not await drop_leftovers(core, wanted_bytes, expired_only=True):
+            victims, frees = eviction.plan(core, wanted_bytes)
+            log.warning(
+                "the disk is full while something is under way, evicting for it",
+                wanted_bytes=wanted_bytes,
+                frees_bytes=frees,
+                models=[str(victim.id) for victim in victims],
+            )
+            ends = await eviction.finished(eviction.condemn(core, [victim.id for victim in victims], "full"))
+            if not any(isinstance(end, int) for end in ends):
+                return False
+        core.rescues += 1
+        return True
