@@ -11,6 +11,8 @@ from modelcache.v1 import admin_pb2, admin_pb2_grpc, common_pb2
 
 _PAGE_SIZE = 500
 
+PLAN_SECONDS = 120.0
+"""The Hub is asked for each model."""
 EVICT_SECONDS = 600.0
 """Unlinking 140 GB takes ext4 some seconds; a disk that is busy, minutes."""
 
@@ -43,6 +45,10 @@ class Admin:
         """What went, or would go. Raises IN_USE, and then nothing went."""
         request = admin_pb2.EvictModelsRequest(models=models, dry_run=dry_run)
         return answer(self._stub.EvictModels, request, EVICT_SECONDS)
+
+    def plan(self, models: Iterable[common_pb2.ModelReference]) -> admin_pb2.PlanModelsResponse:
+        """What making them whole together would take. Raises what a request for them would, but for space."""
+        return answer(self._stub.PlanModels, admin_pb2.PlanModelsRequest(models=models), PLAN_SECONDS)
 
     def pin(self, model: common_pb2.ModelReference) -> list[common_pb2.Model]:
         """Never evict this; returns the snapshots that the pin covers now."""

@@ -13,6 +13,7 @@ import grpc
 from modelcache.cachectl.evict import evict
 from modelcache.cachectl.keep import cancel, pin, release, unpin
 from modelcache.cachectl.listing import leases, ls
+from modelcache.cachectl.plan import plan
 from modelcache.cachectl.pull import pull
 from modelcache.cachectl.session import Session
 from modelcache.cachectl.status import status
@@ -49,7 +50,7 @@ def cli(context: click.Context, as_json: bool, address: str | None) -> int:
     return 0
 
 
-for _verb in (status, ls, pull, evict, pin, unpin, cancel, leases, release):
+for _verb in (status, ls, pull, plan, evict, pin, unpin, cancel, leases, release):
     cli.add_command(_verb)
 
 

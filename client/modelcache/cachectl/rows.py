@@ -44,6 +44,7 @@ def transfer_row(transfer: admin_pb2.Transfer) -> Row:
         "eta_seconds": transfer.eta.ToTimedelta().total_seconds() if transfer.HasField("eta") else None,
         "waiters": transfer.waiters,
         "background": transfer.background,
+        "detail": transfer.detail or None,
     }
 
 
@@ -87,6 +88,41 @@ def eviction_row(response: admin_pb2.EvictModelsResponse, *, dry_run: bool) -> R
             for model in response.models
         ],
         "bytes_freed": response.bytes_freed,
+    }
+
+
+_FITS = {
+    admin_pb2.FIT_CACHED: "cached",
+    admin_pb2.FIT_NOW: "now",
+    admin_pb2.FIT_AFTER_EVICTION: "after_eviction",
+    admin_pb2.FIT_NOT_NOW: "not_now",
+    admin_pb2.FIT_NEVER: "never",
+}
+
+
+def plan_row(planned: admin_pb2.PlanModelsResponse) -> Row:
+    """What models would take together; ``bytes_room`` is negative when the cache is over already."""
+    return {
+        "fit": _FITS.get(planned.fit, "unknown"),
+        "reason": planned.reason or None,
+        "bytes_needed": planned.bytes_needed,
+        "bytes_room": planned.bytes_room,
+        "models": [
+            {
+                "repo_id": model.repo_id,
+                "revision": model.revision,
+                "commit": model.commit,
+                "profile": model.profile,
+                "format": model.format,
+                "bytes_total": model.bytes_total,
+                "bytes_to_fetch": model.bytes_to_fetch,
+            }
+            for model in planned.models
+        ],
+        "evicts": [
+            {"repo_id": model.repo_id, "commit": model.commit, "bytes_freed": model.bytes_freed}
+            for model in planned.evicts
+        ],
     }
 
 

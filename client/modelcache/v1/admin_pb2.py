@@ -27,13 +27,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from modelcache.v1 import common_pb2 as modelcache_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19modelcache/v1/admin.proto\x12\rmodelcache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amodelcache/v1/common.proto\"\xcb\x01\n\x08Transfer\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x05 \x01(\x04\x12&\n\x03\x65ta\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07waiters\x18\x07 \x01(\r\x12\x12\n\nbackground\x18\x08 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\"\x12\n\x10GetStatusRequest\"\xc8\x03\n\x0b\x43\x61\x63heStatus\x12\x14\n\x0c\x62udget_bytes\x18\x01 \x01(\x04\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ereserved_bytes\x18\x03 \x01(\x04\x12\x15\n\rpartial_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btrash_bytes\x18\x05 \x01(\x04\x12\x18\n\x10quarantine_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cpinned_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cleased_bytes\x18\x08 \x01(\x04\x12\x1d\n\x15\x66ilesystem_free_bytes\x18\t \x01(\x04\x12\x1e\n\x16\x66ilesystem_total_bytes\x18\n \x01(\x04\x12\x16\n\x0emin_free_bytes\x18\x0b \x01(\x04\x12\x0e\n\x06models\x18\x0c \x01(\r\x12*\n\ttransfers\x18\r \x03(\x0b\x32\x17.modelcache.v1.Transfer\x12\x0e\n\x06leases\x18\x0e \x01(\r\x12\x0f\n\x07hub_dir\x18\x0f \x01(\t\x12\x0f\n\x07version\x18\x10 \x01(\t\x12.\n\nstarted_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64\x65graded\x18\x12 \x03(\t\"?\n\x11GetStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.modelcache.v1.CacheStatus\"A\n\x12WatchStatusRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x13WatchStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.modelcache.v1.CacheStatus\"T\n\x12\x45victModelsRequest\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.modelcache.v1.ModelReference\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"W\n\x13\x45victModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.modelcache.v1.EvictedModel\x12\x13\n\x0b\x62ytes_freed\x18\x02 \x01(\x04\"D\n\x0c\x45victedModel\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x13\n\x0b\x62ytes_freed\x18\x03 \x01(\x04\"?\n\x0fPinModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\"8\n\x10PinModelResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.modelcache.v1.Model\"A\n\x11UnpinModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\"\x14\n\x12UnpinModelResponse\"8\n\x15\x43\x61ncelTransferRequest\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\"+\n\x16\x43\x61ncelTransferResponse\x12\x11\n\tcancelled\x18\x01 \x01(\r\":\n\x11ListLeasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListLeasesResponse\x12$\n\x06leases\x18\x01 \x03(\x0b\x32\x14.modelcache.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x14ReleaseLeasesRequest\x12\x11\n\tlease_ids\x18\x01 \x03(\t\x12\x0f\n\x07repo_id\x18\x02 \x01(\t\x12\x11\n\trecovered\x18\x03 \x01(\x08\"*\n\x15ReleaseLeasesResponse\x12\x11\n\tlease_ids\x18\x01 \x03(\t2\xba\x05\n\x0c\x41\x64minService\x12N\n\tGetStatus\x12\x1f.modelcache.v1.GetStatusRequest\x1a .modelcache.v1.GetStatusResponse\x12V\n\x0bWatchStatus\x12!.modelcache.v1.WatchStatusRequest\x1a\".modelcache.v1.WatchStatusResponse0\x01\x12T\n\x0b\x45victModels\x12!.modelcache.v1.EvictModelsRequest\x1a\".modelcache.v1.EvictModelsResponse\x12K\n\x08PinModel\x12\x1e.modelcache.v1.PinModelRequest\x1a\x1f.modelcache.v1.PinModelResponse\x12Q\n\nUnpinModel\x12 .modelcache.v1.UnpinModelRequest\x1a!.modelcache.v1.UnpinModelResponse\x12]\n\x0e\x43\x61ncelTransfer\x12$.modelcache.v1.CancelTransferRequest\x1a%.modelcache.v1.CancelTransferResponse\x12Q\n\nListLeases\x12 .modelcache.v1.ListLeasesRequest\x1a!.modelcache.v1.ListLeasesResponse\x12Z\n\rReleaseLeases\x12#.modelcache.v1.ReleaseLeasesRequest\x1a$.modelcache.v1.ReleaseLeasesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19modelcache/v1/admin.proto\x12\rmodelcache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amodelcache/v1/common.proto\"\xcb\x01\n\x08Transfer\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x05 \x01(\x04\x12&\n\x03\x65ta\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07waiters\x18\x07 \x01(\r\x12\x12\n\nbackground\x18\x08 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\"\x12\n\x10GetStatusRequest\"\xc8\x03\n\x0b\x43\x61\x63heStatus\x12\x14\n\x0c\x62udget_bytes\x18\x01 \x01(\x04\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ereserved_bytes\x18\x03 \x01(\x04\x12\x15\n\rpartial_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btrash_bytes\x18\x05 \x01(\x04\x12\x18\n\x10quarantine_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cpinned_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cleased_bytes\x18\x08 \x01(\x04\x12\x1d\n\x15\x66ilesystem_free_bytes\x18\t \x01(\x04\x12\x1e\n\x16\x66ilesystem_total_bytes\x18\n \x01(\x04\x12\x16\n\x0emin_free_bytes\x18\x0b \x01(\x04\x12\x0e\n\x06models\x18\x0c \x01(\r\x12*\n\ttransfers\x18\r \x03(\x0b\x32\x17.modelcache.v1.Transfer\x12\x0e\n\x06leases\x18\x0e \x01(\r\x12\x0f\n\x07hub_dir\x18\x0f \x01(\t\x12\x0f\n\x07version\x18\x10 \x01(\t\x12.\n\nstarted_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64\x65graded\x18\x12 \x03(\t\"?\n\x11GetStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.modelcache.v1.CacheStatus\"A\n\x12WatchStatusRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x13WatchStatusResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x1a.modelcache.v1.CacheStatus\"T\n\x12\x45victModelsRequest\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.modelcache.v1.ModelReference\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"W\n\x13\x45victModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.modelcache.v1.EvictedModel\x12\x13\n\x0b\x62ytes_freed\x18\x02 \x01(\x04\"D\n\x0c\x45victedModel\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x13\n\x0b\x62ytes_freed\x18\x03 \x01(\x04\"B\n\x11PlanModelsRequest\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.modelcache.v1.ModelReference\"\x8f\x01\n\x0cPlannedModel\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\t\x12\x0f\n\x07profile\x18\x04 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x05 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x06 \x01(\x04\x12\x16\n\x0e\x62ytes_to_fetch\x18\x07 \x01(\x04\"\xc9\x01\n\x12PlanModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.modelcache.v1.PlannedModel\x12\x1f\n\x03\x66it\x18\x02 \x01(\x0e\x32\x12.modelcache.v1.Fit\x12\x14\n\x0c\x62ytes_needed\x18\x03 \x01(\x04\x12\x12\n\nbytes_room\x18\x04 \x01(\x03\x12+\n\x06\x65victs\x18\x05 \x03(\x0b\x32\x1b.modelcache.v1.EvictedModel\x12\x0e\n\x06reason\x18\x06 \x01(\t\"?\n\x0fPinModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\"8\n\x10PinModelResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.modelcache.v1.Model\"A\n\x11UnpinModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\"\x14\n\x12UnpinModelResponse\"8\n\x15\x43\x61ncelTransferRequest\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\"+\n\x16\x43\x61ncelTransferResponse\x12\x11\n\tcancelled\x18\x01 \x01(\r\":\n\x11ListLeasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListLeasesResponse\x12$\n\x06leases\x18\x01 \x03(\x0b\x32\x14.modelcache.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x14ReleaseLeasesRequest\x12\x11\n\tlease_ids\x18\x01 \x03(\t\x12\x0f\n\x07repo_id\x18\x02 \x01(\t\x12\x11\n\trecovered\x18\x03 \x01(\x08\"*\n\x15ReleaseLeasesResponse\x12\x11\n\tlease_ids\x18\x01 \x03(\t*o\n\x03\x46it\x12\x13\n\x0f\x46IT_UNSPECIFIED\x10\x00\x12\x0e\n\nFIT_CACHED\x10\x01\x12\x0b\n\x07\x46IT_NOW\x10\x02\x12\x16\n\x12\x46IT_AFTER_EVICTION\x10\x03\x12\x0f\n\x0b\x46IT_NOT_NOW\x10\x04\x12\r\n\tFIT_NEVER\x10\x05\x32\x8d\x06\n\x0c\x41\x64minService\x12N\n\tGetStatus\x12\x1f.modelcache.v1.GetStatusRequest\x1a .modelcache.v1.GetStatusResponse\x12V\n\x0bWatchStatus\x12!.modelcache.v1.WatchStatusRequest\x1a\".modelcache.v1.WatchStatusResponse0\x01\x12T\n\x0b\x45victModels\x12!.modelcache.v1.EvictModelsRequest\x1a\".modelcache.v1.EvictModelsResponse\x12Q\n\nPlanModels\x12 .modelcache.v1.PlanModelsRequest\x1a!.modelcache.v1.PlanModelsResponse\x12K\n\x08PinModel\x12\x1e.modelcache.v1.PinModelRequest\x1a\x1f.modelcache.v1.PinModelResponse\x12Q\n\nUnpinModel\x12 .modelcache.v1.UnpinModelRequest\x1a!.modelcache.v1.UnpinModelResponse\x12]\n\x0e\x43\x61ncelTransfer\x12$.modelcache.v1.CancelTransferRequest\x1a%.modelcache.v1.CancelTransferResponse\x12Q\n\nListLeases\x12 .modelcache.v1.ListLeasesRequest\x1a!.modelcache.v1.ListLeasesResponse\x12Z\n\rReleaseLeases\x12#.modelcache.v1.ReleaseLeasesRequest\x1a$.modelcache.v1.ReleaseLeasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelcache.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_FIT']._serialized_start=2267
+  _globals['_FIT']._serialized_end=2378
   _globals['_TRANSFER']._serialized_start=138
   _globals['_TRANSFER']._serialized_end=341
   _globals['_GETSTATUSREQUEST']._serialized_start=343
@@ -52,26 +54,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVICTMODELSRESPONSE']._serialized_end=1194
   _globals['_EVICTEDMODEL']._serialized_start=1196
   _globals['_EVICTEDMODEL']._serialized_end=1264
-  _globals['_PINMODELREQUEST']._serialized_start=1266
-  _globals['_PINMODELREQUEST']._serialized_end=1329
-  _globals['_PINMODELRESPONSE']._serialized_start=1331
-  _globals['_PINMODELRESPONSE']._serialized_end=1387
-  _globals['_UNPINMODELREQUEST']._serialized_start=1389
-  _globals['_UNPINMODELREQUEST']._serialized_end=1454
-  _globals['_UNPINMODELRESPONSE']._serialized_start=1456
-  _globals['_UNPINMODELRESPONSE']._serialized_end=1476
-  _globals['_CANCELTRANSFERREQUEST']._serialized_start=1478
-  _globals['_CANCELTRANSFERREQUEST']._serialized_end=1534
-  _globals['_CANCELTRANSFERRESPONSE']._serialized_start=1536
-  _globals['_CANCELTRANSFERRESPONSE']._serialized_end=1579
-  _globals['_LISTLEASESREQUEST']._serialized_start=1581
-  _globals['_LISTLEASESREQUEST']._serialized_end=1639
-  _globals['_LISTLEASESRESPONSE']._serialized_start=1641
-  _globals['_LISTLEASESRESPONSE']._serialized_end=1724
-  _globals['_RELEASELEASESREQUEST']._serialized_start=1726
-  _globals['_RELEASELEASESREQUEST']._serialized_end=1803
-  _globals['_RELEASELEASESRESPONSE']._serialized_start=1805
-  _globals['_RELEASELEASESRESPONSE']._serialized_end=1847
-  _globals['_ADMINSERVICE']._serialized_start=1850
-  _globals['_ADMINSERVICE']._serialized_end=2548
+  _globals['_PLANMODELSREQUEST']._serialized_start=1266
+  _globals['_PLANMODELSREQUEST']._serialized_end=1332
+  _globals['_PLANNEDMODEL']._serialized_start=1335
+  _globals['_PLANNEDMODEL']._serialized_end=1478
+  _globals['_PLANMODELSRESPONSE']._serialized_start=1481
+  _globals['_PLANMODELSRESPONSE']._serialized_end=1682
+  _globals['_PINMODELREQUEST']._serialized_start=1684
+  _globals['_PINMODELREQUEST']._serialized_end=1747
+  _globals['_PINMODELRESPONSE']._serialized_start=1749
+  _globals['_PINMODELRESPONSE']._serialized_end=1805
+  _globals['_UNPINMODELREQUEST']._serialized_start=1807
+  _globals['_UNPINMODELREQUEST']._serialized_end=1872
+  _globals['_UNPINMODELRESPONSE']._serialized_start=1874
+  _globals['_UNPINMODELRESPONSE']._serialized_end=1894
+  _globals['_CANCELTRANSFERREQUEST']._serialized_start=1896
+  _globals['_CANCELTRANSFERREQUEST']._serialized_end=1952
+  _globals['_CANCELTRANSFERRESPONSE']._serialized_start=1954
+  _globals['_CANCELTRANSFERRESPONSE']._serialized_end=1997
+  _globals['_LISTLEASESREQUEST']._serialized_start=1999
+  _globals['_LISTLEASESREQUEST']._serialized_end=2057
+  _globals['_LISTLEASESRESPONSE']._serialized_start=2059
+  _globals['_LISTLEASESRESPONSE']._serialized_end=2142
+  _globals['_RELEASELEASESREQUEST']._serialized_start=2144
+  _globals['_RELEASELEASESREQUEST']._serialized_end=2221
+  _globals['_RELEASELEASESRESPONSE']._serialized_start=2223
+  _globals['_RELEASELEASESRESPONSE']._serialized_end=2265
+  _globals['_ADMINSERVICE']._serialized_start=2381
+  _globals['_ADMINSERVICE']._serialized_end=3162
 # @@protoc_insertion_point(module_scope)

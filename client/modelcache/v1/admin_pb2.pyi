@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from modelcache.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,40 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Fit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FIT_UNSPECIFIED: _Fit.ValueType  # 0
+    FIT_CACHED: _Fit.ValueType  # 1
+    """Nothing is missing."""
+    FIT_NOW: _Fit.ValueType  # 2
+    """There is room."""
+    FIT_AFTER_EVICTION: _Fit.ValueType  # 3
+    """Once what is named has gone."""
+    FIT_NOT_NOW: _Fit.ValueType  # 4
+    """What is leased, pinned or in flight would have to end first."""
+    FIT_NEVER: _Fit.ValueType  # 5
+    """It exceeds the budget by itself."""
+
+class Fit(_Fit, metaclass=_FitEnumTypeWrapper):
+    """Whether models would fit."""
+
+FIT_UNSPECIFIED: Fit.ValueType  # 0
+FIT_CACHED: Fit.ValueType  # 1
+"""Nothing is missing."""
+FIT_NOW: Fit.ValueType  # 2
+"""There is room."""
+FIT_AFTER_EVICTION: Fit.ValueType  # 3
+"""Once what is named has gone."""
+FIT_NOT_NOW: Fit.ValueType  # 4
+"""What is leased, pinned or in flight would have to end first."""
+FIT_NEVER: Fit.ValueType  # 5
+"""It exceeds the budget by itself."""
+Global___Fit: _TypeAlias = Fit  # noqa: Y015
 
 @_typing.final
 class Transfer(_message.Message):
@@ -315,6 +350,112 @@ class EvictedModel(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvictedModel: _TypeAlias = EvictedModel  # noqa: Y015
+
+@_typing.final
+class PlanModelsRequest(_message.Message):
+    """Names what would be wanted, as one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ModelReference]: ...
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_common_pb2.ModelReference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanModelsRequest: _TypeAlias = PlanModelsRequest  # noqa: Y015
+
+@_typing.final
+class PlannedModel(_message.Message):
+    """One model of a plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPO_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_TO_FETCH_FIELD_NUMBER: _builtins.int
+    repo_id: _builtins.str
+    revision: _builtins.str
+    commit: _builtins.str
+    profile: _builtins.str
+    format: _builtins.str
+    """Weight format chosen by the profile."""
+    bytes_total: _builtins.int
+    bytes_to_fetch: _builtins.int
+    """Neither here, nor on its way, nor in another repository of the cache."""
+    def __init__(
+        self,
+        *,
+        repo_id: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        commit: _builtins.str = ...,
+        profile: _builtins.str = ...,
+        format: _builtins.str = ...,
+        bytes_total: _builtins.int = ...,
+        bytes_to_fetch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_to_fetch", b"bytes_to_fetch", "bytes_total", b"bytes_total", "commit", b"commit", "format", b"format", "profile", b"profile", "repo_id", b"repo_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedModel: _TypeAlias = PlannedModel  # noqa: Y015
+
+@_typing.final
+class PlanModelsResponse(_message.Message):
+    """What making models whole would take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    BYTES_NEEDED_FIELD_NUMBER: _builtins.int
+    BYTES_ROOM_FIELD_NUMBER: _builtins.int
+    EVICTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    fit: Global___Fit.ValueType
+    bytes_needed: _builtins.int
+    """On the disk, links and records included."""
+    bytes_room: _builtins.int
+    """What could be promised now; negative when already over."""
+    reason: _builtins.str
+    """Why it does not fit."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedModel]: ...
+    @_builtins.property
+    def evicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvictedModel]:
+        """What would go, in that order."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___PlannedModel] | None = ...,
+        fit: Global___Fit.ValueType = ...,
+        bytes_needed: _builtins.int = ...,
+        bytes_room: _builtins.int = ...,
+        evicts: _abc.Iterable[Global___EvictedModel] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_needed", b"bytes_needed", "bytes_room", b"bytes_room", "evicts", b"evicts", "fit", b"fit", "models", b"models", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanModelsResponse: _TypeAlias = PlanModelsResponse  # noqa: Y015
 
 @_typing.final
 class PinModelRequest(_message.Message):

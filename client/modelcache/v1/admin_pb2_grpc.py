@@ -50,6 +50,11 @@ class AdminServiceStub(object):
                 request_serializer=modelcache_dot_v1_dot_admin__pb2.EvictModelsRequest.SerializeToString,
                 response_deserializer=modelcache_dot_v1_dot_admin__pb2.EvictModelsResponse.FromString,
                 _registered_method=True)
+        self.PlanModels = channel.unary_unary(
+                '/modelcache.v1.AdminService/PlanModels',
+                request_serializer=modelcache_dot_v1_dot_admin__pb2.PlanModelsRequest.SerializeToString,
+                response_deserializer=modelcache_dot_v1_dot_admin__pb2.PlanModelsResponse.FromString,
+                _registered_method=True)
         self.PinModel = channel.unary_unary(
                 '/modelcache.v1.AdminService/PinModel',
                 request_serializer=modelcache_dot_v1_dot_admin__pb2.PinModelRequest.SerializeToString,
@@ -98,6 +103,15 @@ class AdminServiceServicer(object):
     def EvictModels(self, request, context):
         """Removes snapshots that nothing holds, leases or pins. FAILED_PRECONDITION
         IN_USE names who does; then nothing at all was removed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanModels(self, request, context):
+        """What making models whole together would take: what would be fetched, what
+        would be evicted for it, whether it fits. Promises nothing, evicts nothing;
+        reads what a request would read to know (the Hub's listing, an index file).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +169,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.EvictModels,
                     request_deserializer=modelcache_dot_v1_dot_admin__pb2.EvictModelsRequest.FromString,
                     response_serializer=modelcache_dot_v1_dot_admin__pb2.EvictModelsResponse.SerializeToString,
+            ),
+            'PlanModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanModels,
+                    request_deserializer=modelcache_dot_v1_dot_admin__pb2.PlanModelsRequest.FromString,
+                    response_serializer=modelcache_dot_v1_dot_admin__pb2.PlanModelsResponse.SerializeToString,
             ),
             'PinModel': grpc.unary_unary_rpc_method_handler(
                     servicer.PinModel,
@@ -264,6 +283,33 @@ class AdminService(object):
             '/modelcache.v1.AdminService/EvictModels',
             modelcache_dot_v1_dot_admin__pb2.EvictModelsRequest.SerializeToString,
             modelcache_dot_v1_dot_admin__pb2.EvictModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelcache.v1.AdminService/PlanModels',
+            modelcache_dot_v1_dot_admin__pb2.PlanModelsRequest.SerializeToString,
+            modelcache_dot_v1_dot_admin__pb2.PlanModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,11 @@ class AdminServiceStub:
     """Removes snapshots that nothing holds, leases or pins. FAILED_PRECONDITION
     IN_USE names who does; then nothing at all was removed.
     """
+    PlanModels: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PlanModelsRequest, _admin_pb2.PlanModelsResponse]
+    """What making models whole together would take: what would be fetched, what
+    would be evicted for it, whether it fits. Promises nothing, evicts nothing;
+    reads what a request would read to know (the Hub's listing, an index file).
+    """
     PinModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PinModelRequest, _admin_pb2.PinModelResponse]
     """Never evict this. A pin by branch follows the branch, one by commit does not."""
     UnpinModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnpinModelRequest, _admin_pb2.UnpinModelResponse]
@@ -64,6 +69,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     EvictModels: _aio.UnaryUnaryMultiCallable[_admin_pb2.EvictModelsRequest, _admin_pb2.EvictModelsResponse]  # type: ignore[assignment]
     """Removes snapshots that nothing holds, leases or pins. FAILED_PRECONDITION
     IN_USE names who does; then nothing at all was removed.
+    """
+    PlanModels: _aio.UnaryUnaryMultiCallable[_admin_pb2.PlanModelsRequest, _admin_pb2.PlanModelsResponse]  # type: ignore[assignment]
+    """What making models whole together would take: what would be fetched, what
+    would be evicted for it, whether it fits. Promises nothing, evicts nothing;
+    reads what a request would read to know (the Hub's listing, an index file).
     """
     PinModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.PinModelRequest, _admin_pb2.PinModelResponse]  # type: ignore[assignment]
     """Never evict this. A pin by branch follows the branch, one by commit does not."""
@@ -103,6 +113,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.EvictModelsResponse, _abc.Awaitable[_admin_pb2.EvictModelsResponse]]:
         """Removes snapshots that nothing holds, leases or pins. FAILED_PRECONDITION
         IN_USE names who does; then nothing at all was removed.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanModels(
+        self,
+        request: _admin_pb2.PlanModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.PlanModelsResponse, _abc.Awaitable[_admin_pb2.PlanModelsResponse]]:
+        """What making models whole together would take: what would be fetched, what
+        would be evicted for it, whether it fits. Promises nothing, evicts nothing;
+        reads what a request would read to know (the Hub's listing, an index file).
         """
 
     @_abc_1.abstractmethod

@@ -83,7 +83,7 @@ async def admit(
                     core, shortfall - freed, expired_only=False
                 ):
                     continue
-                raise failed or _refusal(core, wanted, free, freed, holder)
+                raise failed or refusal(core, wanted, free, freed, holder)
             ends = await eviction.finished(eviction.condemn(core, [victim.id for victim in victims], "space"))
             failures = [end for end in ends if isinstance(end, CacheError)]
             if failures and len(failures) == len(ends) and _is_the_disks(failures[0]):
@@ -116,7 +116,8 @@ def check_ever_fits(core: Core, whole_bytes: int, holder: str) -> None:
         )
 
 
-def _refusal(core: Core, wanted: int, free: int, evictable: int, holder: str) -> NoRoomError:
+def refusal(core: Core, wanted: int, free: int, evictable: int, holder: str) -> NoRoomError:
+    """Why there is no room for ``wanted`` bytes now, and by whom."""
     limits = core.space.limits
     pinned, leased = pinned_and_leased(core)
     in_flight = core.space.reserved_bytes + core.space.area_bytes("partial")

@@ -13,7 +13,7 @@ from modelcached.cache.core import Core
 from modelcached.cache.requests import Phase, Progress, Transfer
 from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
-from modelcached.model import Commit, RepoId, SnapshotId
+from modelcached.model import Commit, Digest, RepoId, SnapshotId
 from modelcached.sources.upstream import Upstream
 from modelcached.transfer.flights import Flights
 
@@ -75,6 +75,10 @@ class Assemblies:
         else:
             assembly.also_point(wants)
         return assembly
+
+    def flies(self, digest: Digest) -> bool:
+        """A blob is on its way."""
+        return self._flights.has(digest)
 
     def begin(self, wants: tuple[Want, ...], token: str | None) -> None:
         """In the background: nobody waits for it, and a failure is only logged."""

@@ -27,6 +27,7 @@ from modelcached.cache.admission import (
 )
 from modelcached.cache.callers import Caller
 from modelcached.cache.core import Core
+from modelcached.cache.planning import bytes_to_reserve
 from modelcached.cache.publication import publish
 from modelcached.cache.requests import Phase, Progress
 from modelcached.cache.rescue import make_room
@@ -382,19 +383,7 @@ class Assembly:
 
     def _need(self) -> int:
         """Bytes to reserve now: what is missing and not in flight, and what publishing takes."""
-        fetch: dict[Digest, int] = {}
-        paths, folders = 0, 0
-        for want in self.wants:
-            for digest, entry in missing(self.core, want).items():
-                if self.flights.get(digest) is None:
-                    fetch[digest] = entry.size_bytes
-            snapshot = self.core.index.snapshot(want.snapshot)
-            whole = snapshot is not None and snapshot.record and want.selection.profile in snapshot.record.selections
-            if self.publishes and not whole:
-                paths += len(want.record.paths | want.selection.paths)
-                folders += len({path.rpartition("/")[0] for path in want.selection.paths})
-        blobs = sum(self._to_reserve(digest, size) for digest, size in fetch.items())
-        return blobs + (overhead_bytes(paths, folders) if paths or fetch else 0)
+        return bytes_to_reserve(self.core, self.wants, self.flights.has, self._resumable, publishes=self.publishes)
 
     def _to_reserve(self, digest: Digest, size_bytes: int) -> int:
         """What a blob needs beyond the blocks that an earlier try left it."""

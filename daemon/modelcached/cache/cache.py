@@ -5,7 +5,7 @@ looking.py       whether all of it is on the disk: a hit
 assemblies.py    one running assembly for each set of files; assembly.py makes it whole:
 verification.py  what is on the disk is believed once it was hashed
 turns.py         its turn to download
-admission.py     space for it; eviction.py takes others off the disk
+admission.py     space for it, as planning.py reckons it; eviction.py takes others off the disk
 publication.py   showing it
 leasing.py       the proof of use that goes with the answer
 prewarm.py       reading ahead what was asked for, when the answer has left
@@ -32,8 +32,21 @@ from modelcached.cache.assembly import Tally
 from modelcached.cache.core import Core
 from modelcached.cache.leasing import Leasing
 from modelcached.cache.looking import Looking
+from modelcached.cache.planning import plan
 from modelcached.cache.prewarm import Prewarmer
-from modelcached.cache.requests import CachedModel, EnsureRequest, Evicted, Outcome, Phase, Ready, ReadyModel, Status
+from modelcached.cache.requests import (
+    CachedModel,
+    EnsureRequest,
+    Evicted,
+    LeaseWish,
+    ModelRequest,
+    Outcome,
+    Phase,
+    Plan,
+    Ready,
+    ReadyModel,
+    Status,
+)
 from modelcached.cache.scrub import Scrubber
 from modelcached.cache.shelf import Shelf
 from modelcached.cache.want import Want, names_of
@@ -184,6 +197,12 @@ class Cache:
                 raise size
             evicted.append(Evicted(victim.id, size))
         return evicted
+
+    async def plan(self, models: tuple[ModelRequest, ...]) -> Plan:
+        """What making them whole together would take. Asks the Hub as a request would. Raises CacheError."""
+        request = EnsureRequest(models, LeaseWish())
+        wants = await self._wanting.wants(request, read_token(self.core.config.hub.token_file), Watch())
+        return await plan(self.core, wants, self._assemblies.flies)
 
     async def pin(self, repo_id: RepoId, revision: Revision) -> list[CachedModel]:
         """Raises CacheError(MODEL_NOT_CACHED): what is not there cannot be kept."""

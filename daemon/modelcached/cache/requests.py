@@ -157,6 +157,41 @@ class Status:
     """When the blob that was read longest ago was read; seconds since the epoch."""
 
 
+class Fit(enum.Enum):
+    """Whether models would fit."""
+
+    CACHED = "cached"
+    NOW = "now"
+    AFTER_EVICTION = "after eviction"
+    NOT_NOW = "not now"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """One repository as it would be served."""
+
+    snapshot: SnapshotId
+    revision: Revision
+    selection: Selection
+    bytes_total: int
+    bytes_to_fetch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What making models whole would take."""
+
+    models: tuple[PlannedModel, ...]
+    fit: Fit
+    bytes_needed: int
+    bytes_room: int
+    """Negative when already over."""
+    evicts: tuple[Evicted, ...]
+    why: str
+    """Of NOT_NOW and NEVER."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evicted:
     """A snapshot that went, or would go."""

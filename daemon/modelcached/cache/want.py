@@ -46,6 +46,15 @@ class Want:
         """The selection's size."""
         return sum(entry.size_bytes for entry in self.entries.values())
 
+    def is_shown(self, core: Core) -> bool:
+        """The selection is published; what of it is missing has been lost since."""
+        snapshot = core.index.snapshot(self.snapshot)
+        return (
+            snapshot is not None
+            and snapshot.record is not None
+            and self.selection.profile in snapshot.record.selections
+        )
+
 
 def names_of(wants: Sequence[Want]) -> frozenset[Name]:
     """All of them; one want's own object, which its next request will have too."""

@@ -59,12 +59,20 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             raise CacheError(Reason.INVALID_REQUEST, "the request names no model")
         evicted = await self._cache.evict(list(snapshots), dry_run=request.dry_run)
         return admin_pb2.EvictModelsResponse(
-            models=[
-                admin_pb2.EvictedModel(repo_id=e.snapshot.repo_id, commit=e.snapshot.commit, bytes_freed=e.freed_bytes)
-                for e in evicted
-            ],
+            models=map(translate.evicted_message, evicted),
             bytes_freed=sum(e.freed_bytes for e in evicted),
         )
+
+    @unary
+    async def PlanModels(self, request: admin_pb2.PlanModelsRequest, context: Any) -> admin_pb2.PlanModelsResponse:  # noqa: N802
+        """See the contract."""
+        del context
+        if not 0 < len(request.models) <= translate.MAX_ADAPTERS + 1:
+            raise CacheError(
+                Reason.INVALID_REQUEST,
+                f"a plan is for 1 to {translate.MAX_ADAPTERS + 1} models, this one names {len(request.models)}",
+            )
+        return translate.plan_message(await self._cache.plan(translate.model_requests(request.models)))
 
     @unary
     async def PinModel(self, request: admin_pb2.PinModelRequest, context: Any) -> admin_pb2.PinModelResponse:  # noqa: N802

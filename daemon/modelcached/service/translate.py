@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import uuid
+from collections.abc import Iterable
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -13,9 +14,12 @@ from modelcache.v1 import admin_pb2, cache_pb2, common_pb2
 from modelcached.cache.requests import (
     CachedModel,
     EnsureRequest,
+    Evicted,
+    Fit,
     LeaseWish,
     ModelRequest,
     Outcome,
+    Plan,
     Progress,
     Ready,
     Status,
@@ -35,6 +39,13 @@ _OUTCOMES = {
     Outcome.HIT: common_pb2.OUTCOME_HIT,
     Outcome.JOINED: common_pb2.OUTCOME_JOINED,
     Outcome.DOWNLOADED: common_pb2.OUTCOME_DOWNLOADED,
+}
+_FITS = {
+    Fit.CACHED: admin_pb2.FIT_CACHED,
+    Fit.NOW: admin_pb2.FIT_NOW,
+    Fit.AFTER_EVICTION: admin_pb2.FIT_AFTER_EVICTION,
+    Fit.NOT_NOW: admin_pb2.FIT_NOT_NOW,
+    Fit.NEVER: admin_pb2.FIT_NEVER,
 }
 _KINDS = {
     LeaseKind.POD: common_pb2.LEASE_KIND_POD,
@@ -72,6 +83,14 @@ def _parsed(
     return ModelRequest(parse_repo_id(repo_id), parse_revision(revision), parse_profile(profile, include, exclude))
 
 
+def model_requests(messages: Iterable[common_pb2.ModelReference]) -> tuple[ModelRequest, ...]:
+    """Several as one. Raises CacheError INVALID_*."""
+    models = tuple(map(model_request, messages))
+    if len({(model.repo_id, model.revision, model.profile) for model in models}) != len(models):
+        raise CacheError(Reason.INVALID_REQUEST, "the request names one of its models twice")
+    return models
+
+
 def ensure_request(message: cache_pb2.EnsureModelRequest) -> EnsureRequest:
     """Raises CacheError INVALID_*."""
     if len(message.adapters) > MAX_ADAPTERS:
@@ -80,9 +99,7 @@ def ensure_request(message: cache_pb2.EnsureModelRequest) -> EnsureRequest:
             f"a request may have {MAX_ADAPTERS} adapters, this one has {len(message.adapters)}",
             metadata={"limit": MAX_ADAPTERS},
         )
-    models = [model_request(message.model), *map(model_request, message.adapters)]
-    if len({(model.repo_id, model.revision, model.profile) for model in models}) != len(models):
-        raise CacheError(Reason.INVALID_REQUEST, "the request names one of its models twice")
+    models = model_requests([message.model, *message.adapters])
     token = message.token.strip()
     if token and not is_token(token):
         raise CacheError(Reason.INVALID_REQUEST, "the token given is not one word of visible ASCII, or far too long")
@@ -97,7 +114,7 @@ def ensure_request(message: cache_pb2.EnsureModelRequest) -> EnsureRequest:
     if patience < timedelta(0):
         raise CacheError(Reason.INVALID_REQUEST, f"wait_for_space must not be negative, got {patience}")
     return EnsureRequest(
-        tuple(models),
+        models,
         LeaseWish(pod_uid, lease.stream, _text("lease.holder", lease.holder), ttl),
         token or None,
         _text("request_id", message.request_id, 64) or uuid.uuid4().hex,
@@ -237,6 +254,35 @@ def status_message(status: Status, *, version: str, started_at: float) -> admin_
         started_at=timestamp(started_at),
         degraded=status.degraded,
     )
+
+
+def plan_message(plan: Plan) -> admin_pb2.PlanModelsResponse:
+    """A plan."""
+    return admin_pb2.PlanModelsResponse(
+        models=[
+            admin_pb2.PlannedModel(
+                repo_id=model.snapshot.repo_id,
+                revision=model.revision,
+                commit=model.snapshot.commit,
+                profile=model.selection.profile,
+                format=model.selection.format,
+                bytes_total=model.bytes_total,
+                bytes_to_fetch=model.bytes_to_fetch,
+            )
+            for model in plan.models
+        ],
+        fit=_FITS[plan.fit],
+        bytes_needed=plan.bytes_needed,
+        bytes_room=plan.bytes_room,
+        evicts=map(evicted_message, plan.evicts),
+        reason=plan.why,
+    )
+
+
+def evicted_message(evicted: Evicted) -> admin_pb2.EvictedModel:
+    """What went, or would go."""
+    snapshot = evicted.snapshot
+    return admin_pb2.EvictedModel(repo_id=snapshot.repo_id, commit=snapshot.commit, bytes_freed=evicted.freed_bytes)
 
 
 def page_token(snapshot: SnapshotId | None) -> str:

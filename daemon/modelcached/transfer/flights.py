@@ -107,6 +107,10 @@ class Flights:
         flight = self._flights.get(digest)
         return flight if flight is not None and not flight.ending else None
 
+    def has(self, digest: Digest) -> bool:
+        """Whether a flight of that blob can be joined."""
+        return self.get(digest) is not None
+
     def all(self) -> list[Flight]:
         """All running flights, oldest first."""
         return list(self._flights.values())

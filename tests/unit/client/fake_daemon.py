@@ -89,6 +89,7 @@ class FakeDaemon:
     asked: list[object] = field(default_factory=list)
     leases: list[common_pb2.Lease] = field(default_factory=list)
     evictable: admin_pb2.EvictModelsResponse = field(default_factory=admin_pb2.EvictModelsResponse)
+    planned: admin_pb2.PlanModelsResponse = field(default_factory=admin_pb2.PlanModelsResponse)
     server: grpc.Server | None = None
 
     @property
@@ -188,6 +189,11 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
         self.daemon.asked.append(request)
         self.daemon.on_any(context)
         return self.daemon.evictable
+
+    def PlanModels(self, request, context):  # noqa: N802
+        self.daemon.asked.append(request)
+        self.daemon.on_any(context)
+        return self.daemon.planned
 
     def PinModel(self, request, context):  # noqa: N802
         self.daemon.asked.append(request)

@@ -52,6 +52,7 @@ VERBS = {
     "status": [],
     "ls": [],
     "pull": ["org/name"],
+    "plan": ["org/name"],
     "evict": ["org/name", "--yes"],
     "pin": ["org/name"],
     "unpin": ["org/name"],
@@ -135,6 +136,7 @@ def test_status_json_has_exactly_the_keys_of_the_contract(full_daemon, cachectl,
             "eta_seconds": 90.0,
             "waiters": 8,
             "background": False,
+            "detail": None,
         }
     ]
 
@@ -356,3 +358,63 @@ def test_names_from_upstream_cannot_move_the_cursor_or_change_colours(daemon, ca
     _, out, _ = cachectl("ls")
     assert "\x1b" not in out
     assert "[red]" in out
+
+
+def planned(fit, **more):
+    return admin_pb2.PlanModelsResponse(
+        models=[
+            admin_pb2.PlannedModel(
+                repo_id="org/name",
+                revision="main",
+                commit=COMMIT,
+                profile="vllm",
+                format="safetensors",
+                bytes_total=8_000_000_000,
+                bytes_to_fetch=5_000_000_000,
+            )
+        ],
+        fit=fit,
+        bytes_needed=5_100_000_000,
+        bytes_room=-2,
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fit", "status", "said"),
+    [
+        (admin_pb2.FIT_CACHED, 0, "all of it is cached"),
+        (admin_pb2.FIT_NOW, 0, "fits: needs 5.1 GB, there is room for 0 B"),
+        (admin_pb2.FIT_AFTER_EVICTION, 0, "fits once these have gone"),
+        (admin_pb2.FIT_NOT_NOW, 75, "does not fit, not now: because"),
+        (admin_pb2.FIT_NEVER, 73, "does not fit, never: because"),
+    ],
+)
+def test_a_plan_says_whether_it_fits_and_in_its_exit_status_too(daemon, cachectl, fit, status, said):
+    gone = admin_pb2.EvictedModel(repo_id="org/old", commit=COMMIT, bytes_freed=7_000_000_000)
+    daemon.planned = planned(fit, reason="because", evicts=[gone] if fit == admin_pb2.FIT_AFTER_EVICTION else [])
+    got, out, err = cachectl("plan", "org/name", "org/lora@v2", "--profile", "full")
+    assert (got, err) == (status, "")
+    assert said in out
+    assert "5.0 GB" in out
+    assert ("org/old" in out) == (fit == admin_pb2.FIT_AFTER_EVICTION)
+    (asked,) = daemon.asked
+    assert [(m.repo_id, m.revision, m.profile.name) for m in asked.models] == [
+        ("org/name", "", "full"),
+        ("org/lora", "v2", "full"),
+    ]
+
+
+def test_a_plan_as_json(daemon, cachectl):
+    daemon.planned = planned(admin_pb2.FIT_NOT_NOW, reason="because")
+    status, out, _ = cachectl("plan", "org/name", "--json")
+    told = json.loads(out)
+    assert (status, told["fit"], told["reason"], told["bytes_needed"], told["bytes_room"], told["evicts"]) == (
+        75,
+        "not_now",
+        "because",
+        5_100_000_000,
+        -2,
+        [],
+    )
+    assert told["models"][0]["bytes_to_fetch"] == 5_000_000_000
