@@ -73,7 +73,7 @@ class Daemon:
         self.network = Network.of(config.hub.ca_file, os.environ)
         self.disk = disk or Disk()
         self.layout = Layout(str(config.cache.dir))
-        self.lock = OwnerLock(self.layout)
+        self.lock = OwnerLock(self.disk, self.layout)
         self.pools = Pools.start(config.transfer.connections)
         self.clock = clock or Clock.system()
         self.tasks: list[asyncio.Task[None]] = []

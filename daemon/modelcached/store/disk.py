@@ -68,12 +68,35 @@ class Disk:
             if not os.path.isdir(path) or os.path.islink(path):
                 raise
             return  # another thread was faster
-        os.chmod(path, mode)
+        self.chmod_directory(path, mode)
+
+    def make_directories(self, path: str) -> None:
+        """Creates the directory and what is missing above it; a symlink on the way is the operator's."""
+        if os.path.isdir(path):
+            return
+        self.make_directories(os.path.dirname(path))
+        self.mkdir(path)
+
+    def chmod_directory(self, path: str, mode: int) -> None:
+        """Sets a directory's mode, where it is another; never follows a symlink."""
+        if stat.S_IMODE(os.lstat(path).st_mode) == mode:
+            return
+        self._before("chmod", path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
 
     def create(self, path: str, mode: int = 0o600) -> int:
         """A new file for writing; the caller closes the descriptor. Never follows or reuses what is there."""
         self._before("create", path)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+    def open_or_create(self, path: str, mode: int = 0o600) -> int:
+        """A file that stays from one daemon to the next, made when missing; the caller closes the descriptor."""
+        self._before("create", path)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
     def reopen(self, path: str) -> int:
         """An unfinished file for writing on; the caller closes the descriptor.

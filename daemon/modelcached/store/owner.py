@@ -16,13 +16,15 @@ BALLAST_BYTES = 1 << 20
 class OwnerLock:
     """flock on owner.lock; ends with the process. Not shared between hosts on every network filesystem."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, disk: Disk, layout: Layout) -> None:
+        self._disk = disk
         self._layout = layout
         self._descriptor = -1
 
     def acquire(self) -> None:
         """Raises CacheError(STORAGE_ERROR) that names the daemon which owns the cache."""
-        descriptor = os.open(self._layout.owner_lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        path = self._layout.owner_lock
+        descriptor = self._disk.open_or_create(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -33,8 +35,8 @@ class OwnerLock:
                 f"{self._layout.cache_dir} is owned by another modelcached: {owner}",
                 mend="stop it, or choose another cache.dir",
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._disk.truncate(descriptor, 0, path)
+        self._disk.write_at(descriptor, memoryview(f"pid {os.getpid()} on {socket.gethostname()}\n".encode()), 0, path)
         self._descriptor = descriptor
 
     def release(self) -> None:
@@ -47,12 +49,12 @@ class OwnerLock:
 def prepare(disk: Disk, layout: Layout) -> None:
     """Creates what is missing below cache.dir, never replaces hub/ (mounts hold its inode)."""
     try:
-        os.makedirs(layout.cache_dir, exist_ok=True)
+        disk.make_directories(layout.cache_dir)
         layout.check_real_directory(layout.hub)
         layout.check_real_directory(layout.private)
         disk.mkdir(layout.hub)
         disk.mkdir(layout.private, 0o700)
-        os.chmod(layout.private, 0o700)
+        disk.chmod_directory(layout.private, 0o700)  # whoever made it
         for path in (layout.partial, layout.staging, layout.trash, layout.quarantine, layout.manifests):
             layout.check_real_directory(path)
             disk.mkdir(path, 0o700)
