@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import signal
 
+from _pytest.terminal import TerminalReporter
+
 
 def pytest_configure() -> None:
     """Programs under test inherit what is ignored here, and a shell's background and nohup ignore these."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """What tests have counted (record_property("count", ...)), on success too: it is part of what they say."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, ())]
+    counts = sorted(str(value) for report in reports for key, value in report.user_properties if key == "count")
+    if counts:
+        terminalreporter.section("counts")
+        for count in counts:
+            terminalreporter.write_line(count)

@@ -68,6 +68,8 @@ class Node:
         self._clients: list[subprocess.Popen[str]] = []
         self.wrapper: list[str] = []
         """Put before the daemon's command at its next start (strace, unshare ...)."""
+        self.program: list[str] = [str(BIN / "modelcached")]
+        """The daemon's command, without its arguments; see ``announcing``."""
 
     # The daemon
 
@@ -85,7 +87,7 @@ class Node:
         log = self.log_file.open("ab")
         self._log_begins = log.tell()
         self.process = subprocess.Popen(
-            [*self.wrapper, str(BIN / "modelcached"), "--config", str(self.config_file)],
+            [*self.wrapper, *self.program, "--config", str(self.config_file)],
             stderr=log,
             stdout=log,
             env={**os.environ, **self.environment},
