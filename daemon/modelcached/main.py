@@ -325,6 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(json.dumps(config.effective(), indent=2) + "\n")
         return 0
     logs.configure(config.log)
+    # A directory has its mode from its first moment: one that was made under a narrower mask, by a daemon that was
+    # killed before it could set the mode, would stay unreadable to workloads for ever.
+    os.umask(0o022)
     try:
         asyncio.run(serve(config, given.config, flags))
     except CacheError as error:
