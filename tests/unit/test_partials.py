@@ -223,15 +223,15 @@ def test_a_restart_forgets_the_ranges_and_keeps_the_blocks(store: PartialStore, 
     second.close()
 
 
-def test_a_blob_is_flushed_sealed_and_renamed_in_that_order(store: PartialStore, recorder: Recorder) -> None:
+def test_a_blob_is_sealed_flushed_and_renamed_in_that_order(store: PartialStore, recorder: Recorder) -> None:
     partial = store.open(DIGEST, SIZE)
     put(partial, 0, SIZE)
     recorder.steps.clear()
     partial.publish(REPO)
     data, blobs = f"modelcached/partial/{DIGEST}", "hub/models--org--name/blobs"
     assert [step for step in recorder.steps if not step.startswith("mkdir")] == [
-        f"fsync {data}",
         f"chmod {data}",
+        f"fsync {data}",
         f"rename {blobs}/{DIGEST}",
         f"fsync {blobs}",
         f"unlink {data}.journal",

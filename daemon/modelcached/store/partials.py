@@ -6,7 +6,7 @@ Life of a blob, each step of which may be the last before a kill::
     write    ranges at their offsets, in any order, by several threads
     mark     a range is in the journal after its data is written
     sync     fdatasync, then a checkpoint: what survives a power loss
-    publish  fsync, 0444, rename into hub/<repo>/blobs/<digest>, fsync both directories, journal removed
+    publish  0444, fsync, rename into hub/<repo>/blobs/<digest>, fsync both directories, journal removed
 
 Verification stands between write and publish and is the caller's (transfer/): this
 module never hashes. Thread-safe where it says so.
@@ -166,9 +166,10 @@ class Partial:
         self._disk.mkdir(os.path.dirname(directory))
         self._disk.mkdir(directory)
         with self._open():
+            # Before the fsync, which takes the mode with it: else a power loss could leave a blob that nobody may read.
+            self._disk.chmod(self._data, 0o444, self._data_path)
             with self._flushing():
                 self._disk.sync(self._data, self._data_path)
-            self._disk.chmod(self._data, 0o444, self._data_path)
             self._disk.rename(self._data_path, target)
             self._disk.sync_directory(directory)
             self._disk.unlink(self._journal_path)
