@@ -69,12 +69,10 @@ async def recover(core: Core, *, lost: str) -> Report:
             continue
         report.reported += fresh.strangers
         core.index.load(fresh, records.get(repo_id, {}), os.geteuid(), core.layout.repo(repo_id))
+        await core.pools.on_disk(_write_trees, core, _without_tree(core, fresh))
     for snapshot in core.index.snapshots():
         (report.ready if snapshot.state is SnapshotState.READY else report.unverified).append(str(snapshot.id))
-    for repo_id, commits in records.items():
-        for commit in commits:
-            if core.index.snapshot(SnapshotId(repo_id, commit)) is None:
-                await core.pools.on_disk(core.manifests.remove, SnapshotId(repo_id, commit))
+    await core.pools.on_disk(core.manifests.sweep, frozenset(snapshot.id for snapshot in core.index.snapshots()))
     for snapshot_id in [s for s in core.use.usage if core.index.snapshot(s) is None]:
         core.use.forget(snapshot_id)
     for repo_id, mended in core.index.repos.items():
@@ -148,6 +146,7 @@ def _mend_repo(core: Core, repo: FoundRepo, report: Report) -> set[str]:
         if commit not in repo.snapshots:
             core.snapshots.remove_ref(repo_id, revision)
             report.removed.append(layout.ref(repo_id, revision))
+    core.snapshots.remove_empty_ref_folders(repo_id)
     for commit in repo.trees:
         snapshot = SnapshotId(repo_id, commit)
         if not _tree_is_true(layout.tree(snapshot), repo, commit):
@@ -166,6 +165,21 @@ def _mend_repo(core: Core, repo: FoundRepo, report: Report) -> set[str]:
             adopted.add(blob.shared_target)
     core.snapshots.remove_empty_repo(repo_id)
     return adopted
+
+
+def _without_tree(core: Core, repo: FoundRepo) -> list[Record]:
+    """Whole commits that have no listing: a kill came between snapshot and listing, and a hit writes none."""
+    snapshots = (core.index.snapshot(SnapshotId(repo.repo_id, c)) for c in sorted(repo.snapshots.keys() - repo.trees))
+    records = (s.record for s in snapshots if s is not None and s.state is SnapshotState.READY)
+    return [record for record in records if record is not None and record.paths == record.manifest.files.keys()]
+
+
+def _write_trees(core: Core, records: list[Record]) -> None:
+    for record in records:
+        try:
+            core.snapshots.write_tree(record.manifest)
+        except (OSError, CacheError) as error:  # a full disk must not keep a daemon from starting
+            log.warning("the listing of a snapshot cannot be written", model=str(record.snapshot), why=str(error))
 
 
 def _drop_shared(core: Core, adopted: set[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from modelcached.errors import CacheError
@@ -171,3 +172,18 @@ class ManifestStore:
                 if record is not None:
                     records.append(record)
         return records
+
+    def sweep(self, snapshots: Collection[SnapshotId]) -> None:
+        """At start: removes what is recorded of any other snapshot, readable or not, and folders that hold nothing."""
+        for folder in sorted(os.listdir(self._layout.manifests)):
+            repo_id, path = repo_id_of_folder(folder), f"{self._layout.manifests}/{folder}"
+            if repo_id is None:
+                continue
+            names = set(os.listdir(path))
+            for name in sorted(names):
+                commit = as_commit(name.removesuffix(".json"))
+                if commit and SnapshotId(repo_id, commit) not in snapshots:
+                    self._disk.unlink(f"{path}/{name}")
+                    names.discard(name)
+            if not names:
+                self._disk.rmdir(path)

@@ -228,8 +228,24 @@ class SnapshotStore:
             os.close(descriptor)
 
     def remove_ref(self, repo_id: RepoId, revision: Revision) -> int:
-        """Removes a branch or tag; what du lost."""
-        return self._remove(self._layout.ref(repo_id, revision))
+        """Removes a branch or tag, and the folders of its name that hold no other; what du lost."""
+        path = self._layout.ref(repo_id, revision)
+        freed, directory = self._remove(path), os.path.dirname(path)
+        while directory != f"{self._layout.repo(repo_id)}/refs":
+            size = bytes_of_name(directory)
+            if not self._disk.rmdir(directory):
+                break
+            freed, directory = freed + size, os.path.dirname(directory)
+        return freed
+
+    def remove_empty_ref_folders(self, repo_id: RepoId) -> None:
+        """At start: those that a kill has left behind a branch or tag."""
+        root = f"{self._layout.repo(repo_id)}/refs"
+        if os.path.islink(root):
+            return
+        for directory, _, _ in os.walk(root, topdown=False):
+            if directory != root and not os.listdir(directory):
+                self._disk.rmdir(directory)
 
     def write_tree(self, manifest: Manifest) -> None:
         """huggingface_hub's listing, for a snapshot that holds every file of its commit.
