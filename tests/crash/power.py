@@ -19,7 +19,7 @@ from pathlib import Path
 
 from modelcached.store.disk import Disk
 
-WAYS = ("bare", "ordered", "named", "small")
+WAYS = ("bare", "ordered", "named", "small", "scattered")
 """What is left of it:
 
 bare      nothing but what was synced, names by the fsync of their own directory, and the names of the directories
@@ -30,6 +30,8 @@ named     names and modes as they are now, contents as synced and zeros behind: 
           was not yet written back
 small     the same, but what is small was written back, and what is large was not: journals and records that speak
           of data which is not there
+scattered the names in blobs/ and partial/ as they are now, all others as synced: directories are written back in no
+          order
 """
 _SMALL_BYTES = 16 << 10
 _STATE = ("state.db", "state.db-wal")
@@ -201,7 +203,7 @@ class ForgetfulDisk(Disk):
     def lose(self, way: str, into: str) -> None:
         """Makes ``into`` what is left of the root. This disk cannot be used afterwards."""
         now = self._tree()
-        tree = {"bare": self._names, "ordered": self._ordered}.get(way, now)
+        tree = {"bare": self._names, "ordered": self._ordered, "scattered": self._names}.get(way, now)
         for inode, synced in self._contents.items():
             self._forget(inode, synced, way)
         pending = [(os.lstat(self._root).st_ino, into)]
@@ -209,7 +211,8 @@ class ForgetfulDisk(Disk):
             inode, path = pending.pop()
             os.mkdir(path)
             os.chmod(path, self._modes[inode] if way == "bare" else stat.S_IMODE(os.fstat(self._held[inode]).st_mode))
-            for name, there in tree.get(inode, {}).items():
+            names = now if way == "scattered" and os.path.basename(path) in ("blobs", "partial") else tree
+            for name, there in names.get(inode, {}).items():
                 if isinstance(there, str):
                     os.symlink(there, f"{path}/{name}")
                 elif there in self._held:

@@ -19,9 +19,7 @@ from .power import WAYS
 from .world import FIRST, LARGE_BYTES, PART_BYTES
 from .zygote import Zygote
 
-SHOWS = re.compile(
-    r"(rename|exchange|link|rmdir|mkdir hub|unlink (?!modelcached/staging)|append .*\.journal|the start)"
-)
+SHOWS = re.compile(r"(rename|exchange|link|rmdir|mkdir hub|unlink (?!modelcached/staging)|the start)")
 LARGE = FIRST.digest("model.safetensors").hex
 
 
@@ -32,7 +30,9 @@ def ways_at(calls: list[str], at: int) -> tuple[str, ...]:
     before = calls[at - 2] if at > 1 else "the start"
     if is_sync(before):
         return ("bare", "ordered")
-    return ("named", "small") if SHOWS.match(before) else ()
+    if before.startswith("append ") and before.endswith(".journal"):
+        return ("named", "small")
+    return ("named", "scattered") if SHOWS.match(before) else ()
 
 
 def promised(calls: Sequence[str]) -> int:
