@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from modelcached.errors import CacheError, Reason
 
@@ -33,6 +33,9 @@ _REPO_ID = re.compile(rf"(?:{_REPO_PART}/)?{_REPO_PART}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKEN = re.compile(r"[!-~]+")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+@=-]*)*")
+_PLAIN_PATHS = re.compile(r"[\w+=-][\w.+=-]*(?:[/\n][\w+=-][\w.+=-]*)*", re.ASCII)
+"""Nearly all paths there are, a line each."""
+_HEX = re.compile(r"[0-9a-f]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -93,8 +96,15 @@ class Algorithm(enum.StrEnum):
     GIT_SHA1 = "git-sha1"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Digest:
+# Tuples, not dataclasses, for what there is one of for each of 100,000 files: the interpreter itself makes, hashes and
+# compares them, which halves the start of a large cache.
+
+
+_ALGORITHMS = {64: Algorithm.SHA256, 40: Algorithm.GIT_SHA1}
+"""By how many hex digits a digest has."""
+
+
+class Digest(NamedTuple):
     """The identity of a blob's content; its hex is the blob's file name."""
 
     algorithm: Algorithm
@@ -103,18 +113,22 @@ class Digest:
     @classmethod
     def parse(cls, text: str) -> Digest | None:
         """A digest from a blob's file name; None where it is none."""
-        if re.fullmatch(r"[0-9a-f]{64}", text):
-            return cls(Algorithm.SHA256, text)
-        if re.fullmatch(r"[0-9a-f]{40}", text):
-            return cls(Algorithm.GIT_SHA1, text)
-        return None
+        algorithm = _ALGORITHMS.get(len(text))
+        return cls(algorithm, text) if algorithm is not None and _HEX.fullmatch(text) else None
+
+    @classmethod
+    def parse_all(cls, texts: Iterable[str]) -> dict[str, Digest]:
+        """By their text; what is no digest is left out. One look for all of them, for nearly always all of them are."""
+        texts = list(texts)
+        if not _HEX.fullmatch("".join(texts)):
+            texts = [text for text in texts if _HEX.fullmatch(text)]
+        return {text: cls._make((_ALGORITHMS[len(text)], text)) for text in texts if len(text) in _ALGORITHMS}
 
     def __str__(self) -> str:
         return self.hex
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+class FileEntry(NamedTuple):
     """One file of a commit."""
 
     path: str
@@ -159,19 +173,37 @@ class Manifest:
     def of(cls, repo_id: RepoId, commit: Commit, files: list[FileEntry], *, restricted: bool = False) -> Manifest:
         """Checks that no path is listed twice or is both a file and a directory (INVALID_MANIFEST)."""
         by_path: dict[str, FileEntry] = {}
+        plain = _are_plain([entry.path for entry in files])
         for entry in files:
-            if by_path.setdefault(parse_path(entry.path), entry) is not entry:
+            path = entry.path if plain else parse_path(entry.path)
+            if by_path.setdefault(path, entry) is not entry:
                 raise CacheError(Reason.INVALID_MANIFEST, f"upstream lists '{shown(entry.path)}' twice")
-        for path in by_path:
-            parent = path
-            while "/" in parent:
-                parent = parent.rpartition("/")[0]
-                if parent in by_path:
-                    raise CacheError(
-                        Reason.INVALID_MANIFEST,
-                        f"upstream lists '{shown(parent)}' both as a file and as a directory",
-                    )
+        for parent in _folders(by_path):
+            if parent in by_path:
+                raise CacheError(
+                    Reason.INVALID_MANIFEST,
+                    f"upstream lists '{shown(parent)}' both as a file and as a directory",
+                )
         return cls(repo_id, commit, by_path, restricted)
+
+
+def _are_plain(paths: list[str]) -> bool:
+    """Whether none of them needs a look of its own; one look tells that of all, and nearly always it is so."""
+    lines = "\n".join(paths)
+    return (
+        _PLAIN_PATHS.fullmatch(lines) is not None
+        and lines.count("\n") == len(paths) - 1
+        and max(map(len, paths)) <= MAX_COMPONENT_BYTES
+    )
+
+
+def _folders(paths: Iterable[str]) -> set[str]:
+    """All directories that the paths lie in, the root apart."""
+    folders: set[str] = set()
+    for path in paths:
+        while "/" in path and (path := path.rpartition("/")[0]) not in folders:
+            folders.add(path)
+    return folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +235,7 @@ class Selection:
     paths: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SnapshotId:
+class SnapshotId(NamedTuple):
     """One repository at one commit."""
 
     repo_id: RepoId

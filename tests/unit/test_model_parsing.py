@@ -96,7 +96,9 @@ def entry(path: str) -> FileEntry:
     return FileEntry(path, 1, Digest(Algorithm.GIT_SHA1, SHA), SHA)
 
 
-@pytest.mark.parametrize("paths", [["a", "a"], ["a", "a/b"], ["a/b/c", "a/b"], ["../x"]])
+@pytest.mark.parametrize(
+    "paths", [["a", "a"], ["a", "a/b"], ["a/b/c", "a/b"], ["../x"], ["a\nb"], ["b", "a\nb"], ["a/../b"], ["x" * 256]]
+)
 def test_a_manifest_that_contradicts_itself_is_refused(paths: list[str]) -> None:
     commit = as_commit(SHA)
     assert commit is not None
@@ -109,6 +111,22 @@ def test_a_digest_is_known_by_its_length() -> None:
     assert Digest.parse(SHA) == Digest(Algorithm.GIT_SHA1, SHA)
     for text in ("", "a" * 63, "A" * 64, "a" * 64 + "\n", f"{SHA}.incomplete"):
         assert Digest.parse(text) is None
+
+
+def test_many_digests_are_known_as_each_is() -> None:
+    texts = ["a" * 64, SHA, "", "a" * 63, "A" * 64, "b" * 64 + "\n", f"{SHA}.incomplete", "c" * 40]
+    each = {text: digest for text in texts if (digest := Digest.parse(text)) is not None}
+    assert Digest.parse_all(texts) == each
+    assert Digest.parse_all(each) == each
+    assert len(each) == 3
+
+
+def test_paths_that_are_plain_and_others_make_one_manifest() -> None:
+    commit = as_commit(SHA)
+    assert commit is not None
+    for paths in (["a", "b/c.json"], ["a", "model 1.bin", "ünïcode.txt"], []):
+        manifest = Manifest.of(parse_repo_id("org/name"), commit, [entry(path) for path in paths])
+        assert list(manifest.files) == paths
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import get_session, hf_raise_for_status, set_client_factory
 
@@ -232,6 +231,9 @@ class HubApi:
 
 def _entry(item: dict[str, Any]) -> FileEntry:
     """A tree entry; RepoFile is the library's own reading of it (hf_api.py)."""
+    # Its module is a fifth of all that the daemon imports, and not needed before something is listed.
+    from huggingface_hub.hf_api import RepoFile  # noqa: PLC0415
+
     file = RepoFile(**item)  # type: ignore[no-untyped-call]
     if file.lfs is not None:
         digest = Digest.parse(file.lfs.sha256)
