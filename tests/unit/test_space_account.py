@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
 from modelcached.ledger.space import Limits, Space
 
 ROOMY = 10_000
@@ -130,3 +132,22 @@ def test_what_could_not_be_seen_counts_as_before() -> None:
     assert account.used_bytes == 161
     account.set_area("a", {3: 1})
     assert account.used_bytes == 1
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.dictionaries(st.integers(1, 4), st.integers(0, 9)), st.booleans()))
+)
+def test_used_is_the_last_known_size_of_each_inode_that_any_area_has(
+    steps: list[tuple[str, dict[int, int], bool]],
+) -> None:
+    account, areas, sizes = space(), dict[str, set[int]](), dict[int, int]()
+    for name, found, measured in steps:
+        if measured:
+            account.set_area(name, found)
+            areas[name] = set(found)
+        else:
+            for inode, size in found.items():
+                account.add(name, inode, size)
+            areas.setdefault(name, set()).update(found)
+        sizes |= found
+        assert account.used_bytes == sum(sizes[inode] for inode in set().union(*areas.values()))

@@ -62,7 +62,8 @@ class Space:
     used_bytes: int = 0
     reserved_bytes: int = 0
     _areas: dict[str, dict[int, int]] = field(default_factory=dict)
-    _inodes: dict[int, tuple[int, int]] = field(default_factory=dict)  # inode -> (bytes, areas that have it)
+    _inodes: dict[int, int] = field(default_factory=dict)  # inode -> bytes
+    _several: dict[int, int] = field(default_factory=dict)  # inode -> areas that have it, where that is more than one
     _added: dict[str, dict[int, int]] = field(default_factory=dict)  # since a look at that area began
     _reservations: dict[int, Reservation] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
@@ -86,29 +87,36 @@ class Space:
 
     def _replace(self, name: str, sizes: dict[int, int]) -> None:
         for inode in self._areas.pop(name, {}):
-            size, areas = self._inodes[inode]
-            if areas == 1:
-                del self._inodes[inode]
-                self.used_bytes -= size
-            else:
-                self._inodes[inode] = (size, areas - 1)
+            self._leave(inode)
         if not sizes:
             return
         self._areas[name] = sizes
         for inode, size in sizes.items():
-            before, areas = self._inodes.get(inode, (0, 0))
-            self._inodes[inode] = (size, areas + 1)
-            self.used_bytes += size - before
+            self._enter(inode, size)
 
     def add(self, name: str, inode: int, size_bytes: int) -> None:
         """One more inode in the area, until it is measured again."""
         if (added := self._added.get(name)) is not None:
             added[inode] = size_bytes
         area = self._areas.setdefault(name, {})
-        before, areas = self._inodes.get(inode, (0, 0))
-        self._inodes[inode] = (size_bytes, areas if inode in area else areas + 1)
+        if inode in area:
+            self._leave(inode)
         area[inode] = size_bytes
-        self.used_bytes += size_bytes - before
+        self._enter(inode, size_bytes)
+
+    def _enter(self, inode: int, size_bytes: int) -> None:
+        before = self._inodes.get(inode)
+        if before is not None:
+            self._several[inode] = self._several.get(inode, 1) + 1
+        self._inodes[inode] = size_bytes
+        self.used_bytes += size_bytes - (before or 0)
+
+    def _leave(self, inode: int) -> None:
+        areas = self._several.pop(inode, 1)
+        if areas == 1:
+            self.used_bytes -= self._inodes.pop(inode)
+        elif areas > 2:
+            self._several[inode] = areas - 1
 
     def area_bytes(self, name: str) -> int:
         """What du sees of that area alone."""
