@@ -19,6 +19,7 @@ from modelcached.ledger.leases import Lease, LeasedModel, LeaseKind
 from modelcached.ledger.victims import Name
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit
 
+K = TypeVar("K")
 T = TypeVar("T")
 Refs = Mapping[RepoId, dict[Revision, Commit]]
 _UNKNOWN_HOLDER = "unknown: "
@@ -63,9 +64,15 @@ class UseLedger:
         self._held_snapshots: Counter[SnapshotId] = Counter()
         self._held_names: Counter[Name] = Counter()
         self._held_digests: Counter[Digest] = Counter()
-        self.pins: set[tuple[RepoId, Revision]] = {(RepoId(repo), Revision(rev)) for repo, rev in contents.pins}
+        self._held_repos: Counter[RepoId] = Counter()
+        # By repository: to choose victims each snapshot is asked about, and a node has thousands of leases and pins.
+        self._pins_in: dict[RepoId, dict[Revision, None]] = {}
+        for repo, revision in contents.pins:
+            self._pins_in.setdefault(RepoId(repo), {})[Revision(revision)] = None
         self.leases: dict[str, Lease] = {}
-        self._recovered: dict[str, None] = {}  # ids, oldest first; a node has thousands of leases, and few of these
+        self._leases_in: dict[RepoId, dict[str, None]] = {}  # ids, oldest first
+        self._recovered: dict[str, None] = {}  # ids, oldest first; few of them
+        self._recovered_in: dict[RepoId, dict[str, None]] = {}
         self._of_pods: dict[str, dict[str, None]] = {}  # pod's uid -> ids of its leases
         self._streams: Counter[str] = Counter()  # lease id -> connected HoldModel streams
         self._gone_since: dict[str, float] = {}  # stream lease id -> when its last stream went
@@ -86,9 +93,9 @@ class UseLedger:
             self._enter(lease)
             if lease.kind is LeaseKind.STREAM:
                 self._gone_since[lease.id] = clock.boottime()
-        self._named: dict[tuple[RepoId, Revision], dict[Commit, int]] = {}
+        self._named: dict[RepoId, dict[Revision, dict[Commit, int]]] = {}
         for repo, revision, commit, tick in contents.named:
-            self._named.setdefault((RepoId(repo), Revision(revision)), {})[Commit(commit)] = tick
+            self._named_by(RepoId(repo), Revision(revision))[Commit(commit)] = tick
             self._tick = max(self._tick, tick)
 
     # Order of use
@@ -109,9 +116,8 @@ class UseLedger:
             ("DELETE FROM usage WHERE repo_id = ? AND commit_id = ?", key),
             ("DELETE FROM named WHERE repo_id = ? AND commit_id = ?", key),
         )
-        for (repo_id, _), commits in self._named.items():
-            if repo_id == snapshot.repo_id:  # a duplicated repository has the same commits
-                commits.pop(snapshot.commit, None)
+        for commits in self._named.get(snapshot.repo_id, {}).values():  # a duplicated repository has the same commits
+            commits.pop(snapshot.commit, None)
 
     def order(self, snapshots: Iterable[SnapshotId]) -> list[SnapshotId]:
         """Least recently used first; what was never asked for goes before all."""
@@ -124,15 +130,18 @@ class UseLedger:
     def named(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
         """The ref points to this commit from now on."""
         self._tick += 1
-        self._named.setdefault((repo_id, revision), {})[commit] = self._tick
+        self._named_by(repo_id, revision)[commit] = self._tick
         self._database.write_later(
             ("INSERT OR REPLACE INTO named VALUES (?, ?, ?, ?)", (repo_id, revision, commit, self._tick))
         )
 
     def formerly(self, repo_id: RepoId, revision: Revision) -> list[Commit]:
         """Commits that the ref has named, newest first."""
-        commits = self._named.get((repo_id, revision), {})
+        commits = self._named.get(repo_id, {}).get(revision, {})
         return sorted(commits, key=lambda commit: -commits[commit])
+
+    def _named_by(self, repo_id: RepoId, revision: Revision) -> dict[Commit, int]:
+        return self._named.setdefault(repo_id, {}).setdefault(revision, {})
 
     # Holds
 
@@ -148,6 +157,7 @@ class UseLedger:
         if self._holding[names] == 1:  # many requests hold the same hundreds of names
             self._held_names.update(names)
             self._held_digests.update(name.digest for name in names)
+            self._held_repos.update(name.repo_id for name in names)
         try:
             yield
         finally:
@@ -156,10 +166,11 @@ class UseLedger:
             if names not in self._holding:
                 _drop(self._held_names, names)
                 _drop(self._held_digests, (name.digest for name in names))
+                _drop(self._held_repos, (name.repo_id for name in names))
 
     def holds(self, name: Name) -> bool:
         """A request is about to link to that name of a blob."""
-        return self._held_names[name] > 0
+        return name in self._held_names
 
     def is_held(self, snapshot: SnapshotId) -> bool:
         """A request is about to use the snapshot."""
@@ -167,11 +178,11 @@ class UseLedger:
 
     def holds_in(self, repo_id: RepoId) -> bool:
         """A request is about to put something into the repository."""
-        return any(name.repo_id == repo_id for name in self._held_names)
+        return repo_id in self._held_repos
 
     def held(self, digest: Digest) -> bool:
         """A request is about to use the blob, in whichever repository: what there is of it unfinished stays."""
-        return self._held_digests[digest] > 0
+        return digest in self._held_digests
 
     # Leases
 
@@ -191,7 +202,8 @@ class UseLedger:
         """
         statements: list[Statement] = []
         snapshots = {model.snapshot for model in models}
-        for old in [self.leases[lease_id] for lease_id in self._recovered]:
+        recovered = {lease_id for model in models for lease_id in self._recovered_in.get(model.snapshot.repo_id, ())}
+        for old in [self.leases[lease_id] for lease_id in sorted(recovered)]:
             if snapshots.issuperset(model.snapshot for model in old.models):
                 statements += self.drop(old.id)
         own = [self.leases[lease_id] for lease_id in self._of_pods.get(pod_uid, ())]
@@ -218,6 +230,10 @@ class UseLedger:
 
     def _enter(self, lease: Lease) -> None:
         self.leases[lease.id] = lease
+        for repo_id in {model.snapshot.repo_id for model in lease.models}:
+            self._leases_in.setdefault(repo_id, {})[lease.id] = None
+            if lease.kind is LeaseKind.RECOVERED:
+                self._recovered_in.setdefault(repo_id, {})[lease.id] = None
         if lease.kind is LeaseKind.RECOVERED:
             self._recovered[lease.id] = None
         if lease.pod_uid:
@@ -244,11 +260,11 @@ class UseLedger:
             return []
         self.freed()
         self._recovered.pop(lease_id, None)
+        for repo_id in {model.snapshot.repo_id for model in lease.models}:
+            _leave(self._leases_in, repo_id, lease_id)
+            _leave(self._recovered_in, repo_id, lease_id)
         if lease.pod_uid:
-            own = self._of_pods[lease.pod_uid]
-            own.pop(lease_id, None)
-            if not own:
-                del self._of_pods[lease.pod_uid]
+            _leave(self._of_pods, lease.pod_uid, lease_id)
         return [("DELETE FROM leases WHERE id = ?", (lease_id,))]
 
     def recover(self, snapshots: Iterable[SnapshotId], why: str) -> list[Statement]:
@@ -303,21 +319,34 @@ class UseLedger:
 
     def leases_on(self, snapshot: SnapshotId, refs: Refs) -> list[Lease]:
         """The leases that cover the snapshot."""
+        return list(self._covering(snapshot, refs))
+
+    def leased(self, snapshot: SnapshotId, refs: Refs) -> bool:
+        """Whether any lease covers it."""
+        return next(self._covering(snapshot, refs), None) is not None
+
+    def _covering(self, snapshot: SnapshotId, refs: Refs) -> Iterator[Lease]:
         own = refs.get(snapshot.repo_id, {})
-        return [lease for lease in self.leases.values() if lease.covers(snapshot, own)]
+        for lease_id in self._leases_in.get(snapshot.repo_id, ()):
+            if self.leases[lease_id].covers(snapshot, own):
+                yield self.leases[lease_id]
+
+    def used_repos(self) -> set[RepoId]:
+        """Repositories that have a lease or a pin, whether it covers any snapshot or not."""
+        return self._leases_in.keys() | self._pins_in.keys()
 
     # Pins
 
     def pin(self, repo_id: RepoId, revision: Revision) -> Statement:
         """Never evict what this names; by branch it follows the branch."""
-        self.pins.add((repo_id, revision))
+        self._pins_in.setdefault(repo_id, {})[revision] = None
         return ("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", (repo_id, revision, self._clock.wall()))
 
     def unpin(self, repo_id: RepoId, revision: Revision) -> Statement | None:
         """None where there is no such pin."""
-        if (repo_id, revision) not in self.pins:
+        if revision not in self._pins_in.get(repo_id, {}):
             return None
-        self.pins.remove((repo_id, revision))
+        _leave(self._pins_in, repo_id, revision)
         self.freed()
         return ("DELETE FROM pins WHERE repo_id = ? AND revision = ?", (repo_id, revision))
 
@@ -326,17 +355,26 @@ class UseLedger:
         own = refs.get(snapshot.repo_id, {})
         return [
             revision
-            for repo_id, revision in self.pins
-            if repo_id == snapshot.repo_id and (own.get(revision) or as_commit(revision)) == snapshot.commit
+            for revision in self._pins_in.get(snapshot.repo_id, ())
+            if (own.get(revision) or as_commit(revision)) == snapshot.commit
         ]
 
+    @property
+    def pins(self) -> set[tuple[RepoId, Revision]]:
+        """All of them."""
+        return {(repo_id, revision) for repo_id, revisions in self._pins_in.items() for revision in revisions}
+
     # The question
+
+    def protected(self, snapshot: SnapshotId, refs: Refs) -> bool:
+        """Whether anything keeps the snapshot from going; ``protections`` says what."""
+        return snapshot in self._held_snapshots or bool(self.pins_on(snapshot, refs)) or self.leased(snapshot, refs)
 
     def protections(self, snapshot: SnapshotId, refs: Refs) -> list[Protection]:
         """Everything that keeps the snapshot from going; empty means it may."""
         found = [Protection("pinned", f"{snapshot.repo_id}@{revision}") for revision in self.pins_on(snapshot, refs)]
         found += [Protection("leased", str(lease)) for lease in self.leases_on(snapshot, refs)]
-        if self._held_snapshots[snapshot]:
+        if snapshot in self._held_snapshots:
             found.append(Protection("held", "a request under way"))
         return found
 
@@ -346,6 +384,15 @@ def _drop(counter: Counter[T], keys: Iterable[T]) -> None:
         counter[key] -= 1
         if counter[key] <= 0:
             del counter[key]
+
+
+def _leave(kept: dict[K, dict[T, None]], key: K, member: T) -> None:
+    """Takes the member from the key's, and the key with its last."""
+    members = kept.get(key)
+    if members is not None:
+        members.pop(member, None)
+        if not members:
+            del kept[key]
 
 
 def _put(lease: Lease) -> Statement:
