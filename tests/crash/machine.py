@@ -6,6 +6,7 @@ So the order of calls is the same in every run, and "before call 17" names a mom
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 from collections.abc import AsyncIterator, Callable
@@ -19,9 +20,11 @@ from modelcached.cache import Cache, Core, Watch
 from modelcached.cache.account import FlightAccount
 from modelcached.cache.recovery import Report, recover
 from modelcached.cache.requests import EnsureRequest, LeaseWish, ModelRequest, Ready
+from modelcached.cache.rescue import make_room
 from modelcached.catalog import Catalog, CatalogLimits
 from modelcached.config import CacheSection, Config, Size
 from modelcached.ledger import database as state
+from modelcached.ledger.checks import Checks
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.use import UseLedger
 from modelcached.model import Revision
@@ -153,6 +156,7 @@ async def machine(start: Start) -> AsyncIterator[Machine]:
         allocating=account.allocating,
         published=account.published,
         ended=account.ended,
+        make_room=functools.partial(make_room, core),
     )
     upstream = FakeUpstream({})
     catalog = Catalog(
@@ -163,7 +167,7 @@ async def machine(start: Start) -> AsyncIterator[Machine]:
         limits=CatalogLimits(timedelta(minutes=5), PATIENCE),
         observe=lambda _call, _outcome: None,
     )
-    cache = Cache(core, catalog, flights, cast("Any", upstream), lambda: 0)
+    cache = Cache(core, catalog, flights, cast("Any", upstream), Checks(database, contents.checks), lambda: 0)
     report = await recover(core, lost=contents.lost)
     yield Machine(core, cache, upstream, report)
     await cache.stop(PATIENCE)

@@ -21,7 +21,7 @@ import structlog
 from modelcached.cache import admission
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
-from modelcached.transfer import flights, hashing
+from modelcached.transfer import flights, flushing, hashing
 
 from . import truth
 from .machine import ANOTHER_BOOT, MAIN, THIS_BOOT, Announcements, KillableDisk, Machine, Start, Tell, machine
@@ -36,8 +36,8 @@ def set_up() -> None:
     """In the process that all others are forked from. A file of 48 KiB is journalled and checkpointed as 140 GB are."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     flights.SMALL_BYTES = SMALL_BYTES
-    flights._CHECKPOINT_BYTES = PART_BYTES
-    flights._HASH_AHEAD_BYTES = PIECE_BYTES
+    flushing._CHECKPOINT_BYTES = PART_BYTES
+    flushing.HASH_AHEAD_BYTES = flights.HASH_AHEAD_BYTES = PIECE_BYTES
     hashing.BLOCK_BYTES = PART_BYTES  # a buffer of 4 MiB for each file would be most of the work
 
 

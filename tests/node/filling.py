@@ -156,9 +156,7 @@ def _write(layout: Layout, repo_id: RepoId, digest: Digest, data: bytes, donor: 
     return BlobStamp.of(os.lstat(path))
 
 
-def _record(
-    snapshot: SnapshotId, entries: list[FileEntry], stamps: dict[Digest, BlobStamp], *, whole: bool
-) -> Record:
+def _record(snapshot: SnapshotId, entries: list[FileEntry], stamps: dict[Digest, BlobStamp], *, whole: bool) -> Record:
     paths = frozenset(entry.path for entry in entries)
     selections = {"vllm": Selection("vllm", "safetensors", paths)}
     if whole:

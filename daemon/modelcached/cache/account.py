@@ -48,6 +48,7 @@ class FlightAccount:
         if core.index.blob(flight.repo_id, flight.digest) is not None:
             core.index.drop_link(flight.repo_id, flight.digest)  # a bad one, whose place it took
         core.index.repo(flight.repo_id).blobs[flight.digest] = blob
+        core.mended(flight.repo_id, flight.digest)
         core.space.add(repo_folder(flight.repo_id), blob.stamp.inode, blob.allocated_bytes)
         if flight.reservation is not None:
             flight.reservation.spend(flight.reservation.remaining_bytes)

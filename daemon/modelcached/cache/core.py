@@ -22,7 +22,7 @@ from modelcached.ledger.database import Database, Statement
 from modelcached.ledger.space import Limits, Space
 from modelcached.ledger.use import UseLedger
 from modelcached.ledger.victims import Name
-from modelcached.model import Commit, RepoId, Revision, SnapshotId, repo_folder
+from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, repo_folder
 from modelcached.pools import Pools
 from modelcached.store.disk import Disk
 from modelcached.store.index import Index
@@ -39,6 +39,7 @@ log = structlog.get_logger()
 
 KUBELET_DELETES_BELOW = 0.15
 """Share of the filesystem that is free: imageGCHighThresholdPercent is 85, imagefs.available 15 %."""
+_BAD_BLOB = "bad blob "
 SET_ASIDE_BYTES = LEAST_BUDGET_BYTES // 2
 """state.db and its WAL may grow by this without asking."""
 
@@ -204,6 +205,21 @@ class Core:
                 self.degraded["state.db"] = f"state.db cannot be written: {error}"
                 raise CacheError(Reason.STORAGE_ERROR, f"{self.layout.state_db} cannot be written: {error}") from error
         self.degraded.pop("state.db", None)
+
+    # Blobs that went bad under a lease
+
+    def tell_bad(self, repo_id: RepoId, digest: Digest, text: str) -> None:
+        """Where operators look, until it is mended."""
+        self.degraded[f"{_BAD_BLOB}{repo_id} {digest.hex}"] = text
+
+    def told_bad(self) -> list[tuple[RepoId, Digest]]:
+        """Those that are told of."""
+        topics = (t.removeprefix(_BAD_BLOB).split(" ") for t in self.degraded if t.startswith(_BAD_BLOB))
+        return [(RepoId(repo), digest) for repo, text in topics if (digest := Digest.parse(text)) is not None]
+
+    def mended(self, repo_id: RepoId, digest: Digest) -> None:
+        """A right one has taken its place, or nobody has it any more."""
+        self.degraded.pop(f"{_BAD_BLOB}{repo_id} {digest.hex}", None)
 
     # Order
 

@@ -168,9 +168,7 @@ class Scrubber:
                 self._assemblies.begin((Want(snapshot.record, selection, revision, stale=False),), token)
 
     def _forget_healed(self) -> None:
-        for topic in [topic for topic in self._core.degraded if topic.startswith("bad blob ")]:
-            _, _, name, hex_digest = topic.split(" ")
-            digest = Digest.parse(hex_digest)
-            blob = self._core.index.blob(RepoId(name), digest) if digest else None
+        for repo_id, digest in self._core.told_bad():
+            blob = self._core.index.blob(repo_id, digest)
             if blob is None or blob.verified:
-                del self._core.degraded[topic]
+                self._core.mended(repo_id, digest)

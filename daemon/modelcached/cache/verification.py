@@ -111,9 +111,11 @@ async def condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
     await core.measure("quarantine")
     leased = [s for s in used if core.use.leases_on(s.id, refs)]
     if leased:
-        core.degraded[f"bad blob {repo_id} {digest.hex}"] = (
+        core.tell_bad(
+            repo_id,
+            digest,
             f"{', '.join(str(s.id) for s in leased)} is in use and its blob {digest.hex[:12]} went bad on the disk: "
-            "it is being fetched again; restart its readers when this has gone"
+            "it is being fetched again; restart its readers when this has gone",
         )
     ends = await eviction.finished([eviction.withdraw(core, s) for s in needing if s not in used])
     for end in ends:
