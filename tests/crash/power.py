@@ -55,8 +55,8 @@ class ForgetfulDisk(Disk):
         """As synced, by inode of the directory."""
         self._held: dict[int, int] = {}
         """Descriptors of directories: an inode that is still open is not given to another."""
-        self._moves: list[tuple[int, str, int, str, int]] = []
-        """Renames of which neither directory was synced: from inode and name, to inode and name, and whose."""
+        self._moves: list[tuple[int, int, str, int]] = []
+        """Renames of which the new directory was not synced: that one, the old one, the old name, and whose."""
         self._state: dict[str, bytes] = {}
         os.makedirs(graves)
         os.makedirs(root, exist_ok=True)
@@ -166,18 +166,19 @@ class ForgetfulDisk(Disk):
     def rename(self, source: str, target: str) -> None:
         child = os.lstat(source).st_ino
         super().rename(source, target)
-        (one, name), (other, other_name) = os.path.split(source), os.path.split(target)
-        self._moves.append((os.lstat(one).st_ino, name, os.lstat(other).st_ino, other_name, child))
+        directory, name = os.path.split(source)
+        self._moves.append((os.lstat(os.path.dirname(target)).st_ino, os.lstat(directory).st_ino, name, child))
 
-    def _complete_moves(self, directory: int) -> None:
-        """A rename is one step on every filesystem: when one of its directories is synced, so is the other's name."""
-        for move in [move for move in self._moves if directory in (move[0], move[2])]:
+    def _complete_moves(self, target: int) -> None:
+        """With its new name on the disk, the old one is gone: no filesystem shows a file that was renamed twice.
+
+        The other way round nothing is promised: the old name may be gone, and the new one not there.
+        """
+        for move in [move for move in self._moves if move[0] == target]:
             self._moves.remove(move)
-            source, name, target, new_name, child = move
+            _, source, name, child = move
             if self._names[source].get(name) == child:
                 self._names[source] = {n: i for n, i in self._names[source].items() if n != name}
-            if target != directory:
-                self._names[target] = self._names[target] | {new_name: child}
 
     def sync(self, descriptor: int, path: str) -> None:
         self._before("fsync", path)
