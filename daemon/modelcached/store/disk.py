@@ -28,17 +28,34 @@ _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 def storage_error(error: OSError, doing: str) -> CacheError:
     """An OSError of the cache's disk as the daemon's own refusal: what was done, to what, and why it failed."""
     name = f" {error.filename}" if error.filename else ""
+    metadata = {"errno": errno.errorcode.get(error.errno or 0, "?")}
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CacheError(
             Reason.NO_SPACE_NOW,
-            f"the filesystem below cache.dir is full while {doing}{name}: {error.strerror}",
-            metadata={"errno": errno.errorcode.get(error.errno or 0, "?")},
+            f"{_what_is_used_up(error)} while {doing}{name}: {error.strerror}",
+            metadata=metadata,
+            mend="evict models, or remove what others keep there",
         )
-    return CacheError(
-        Reason.STORAGE_ERROR,
-        f"{doing}{name} failed: {error.strerror or error}",
-        metadata={"errno": errno.errorcode.get(error.errno or 0, "?")},
-    )
+    return CacheError(Reason.STORAGE_ERROR, f"{doing}{name} failed: {error.strerror or error}", metadata=metadata)
+
+
+def _what_is_used_up(error: OSError) -> str:
+    """Inodes are told apart, for then there is free space to be seen."""
+    if error.errno == errno.EDQUOT:
+        return "the quota below cache.dir is used up"
+    if error.filename:
+        with contextlib.suppress(OSError):
+            status = os.statvfs(os.path.dirname(error.filename))
+            if status.f_files and not status.f_favail:
+                return f"the filesystem below cache.dir has none of its {status.f_files} inodes left"
+    return "the filesystem below cache.dir is full"
+
+
+def naming(error: OSError, path: str) -> OSError:
+    """The same error; calls on descriptors do not say which file it was."""
+    if error.filename is None:
+        error.filename = path
+    return error
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -133,15 +150,21 @@ class Disk:
     def write_at(self, descriptor: int, data: memoryview, offset: int, path: str) -> None:
         """Writes all of data at the offset."""
         self._before("write", path)
-        while data:
-            written = os.pwrite(descriptor, data, offset)
-            data, offset = data[written:], offset + written
+        try:
+            while data:
+                written = os.pwrite(descriptor, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise naming(error, path) from None
 
     def append(self, descriptor: int, data: bytes, path: str) -> None:
         """Writes all of data where the descriptor stands."""
         self._before("append", path)
-        while data:
-            data = data[os.write(descriptor, data) :]
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+        except OSError as error:
+            raise naming(error, path) from None
 
     def truncate(self, descriptor: int, size_bytes: int, path: str) -> None:
         """Cuts the file."""
@@ -151,12 +174,18 @@ class Disk:
     def sync(self, descriptor: int, path: str) -> None:
         """Calls fsync. After a failure the file must be thrown away: the kernel has forgotten what was not written."""
         self._before("fsync", path)
-        os.fsync(descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            raise naming(error, path) from None
 
     def sync_data(self, descriptor: int, path: str) -> None:
         """Calls fdatasync."""
         self._before("fdatasync", path)
-        os.fdatasync(descriptor)
+        try:
+            os.fdatasync(descriptor)
+        except OSError as error:
+            raise naming(error, path) from None
 
     def begin_flush(self, descriptor: int, start: int, end: int) -> None:
         """Starts writing [start, end) to the disk; promises nothing, and changes nothing that anybody could see.
@@ -173,6 +202,8 @@ class Disk:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            raise naming(error, path) from None
         finally:
             os.close(descriptor)
 

@@ -22,7 +22,7 @@ class OwnerLock:
         self._descriptor = -1
 
     def acquire(self) -> None:
-        """Raises CacheError(STORAGE_ERROR) that names the daemon which owns the cache."""
+        """Raises CacheError(STORAGE_ERROR) that names the daemon which owns the cache, or says why nobody can."""
         path = self._layout.owner_lock
         descriptor = self._disk.open_or_create(path)
         try:
@@ -35,8 +35,17 @@ class OwnerLock:
                 f"{self._layout.cache_dir} is owned by another modelcached: {owner}",
                 mend="stop it, or choose another cache.dir",
             ) from error
-        self._disk.truncate(descriptor, 0, path)
-        self._disk.write_at(descriptor, memoryview(f"pid {os.getpid()} on {socket.gethostname()}\n".encode()), 0, path)
+        except OSError as error:
+            os.close(descriptor)
+            raise CacheError(
+                Reason.STORAGE_ERROR,
+                f"{path} cannot be locked: {error.strerror}",
+                mend="choose a filesystem for cache.dir that has flock(2)",
+            ) from error
+        owner_line = f"pid {os.getpid()} on {socket.gethostname()}\n".encode()
+        # Over the old one: on a full disk the block that it gave up could not be had again.
+        self._disk.write_at(descriptor, memoryview(owner_line), 0, path)
+        self._disk.truncate(descriptor, len(owner_line), path)
         self._descriptor = descriptor
 
     def release(self) -> None:
