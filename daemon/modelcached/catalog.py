@@ -27,6 +27,7 @@ from modelcached.pools import Pools
 from modelcached.sources.endpoints import Endpoints
 from modelcached.sources.faults import REFUSALS, TransientError
 from modelcached.sources.hub import HubApi, Resolved
+from modelcached.store.disk import storage_error
 from modelcached.store.manifests import ManifestStore, Record
 
 log = structlog.get_logger()
@@ -161,7 +162,10 @@ class Catalog:
 
     async def manifest(self, snapshot: SnapshotId, token: str | None, *, restricted: bool | None) -> Record:
         """What the commit holds, and what this cache has of it: our own record, else the Hub's listing."""
-        record = await self._pools.on_disk(self._manifests.read, snapshot.repo_id, snapshot.commit)
+        try:
+            record = await self._pools.on_disk(self._manifests.read, snapshot.repo_id, snapshot.commit)
+        except OSError as error:
+            raise storage_error(error, f"reading the record of {snapshot}") from error
         if record is not None:
             return record
 

@@ -15,6 +15,7 @@ from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, Digest, RepoId, SnapshotId
 from modelcached.sources.upstream import Upstream
+from modelcached.store.disk import storage_error
 from modelcached.transfer.flights import Flights
 
 log = structlog.get_logger()
@@ -120,7 +121,10 @@ class Assemblies:
                 with open(path, "rb") as file:
                     return file.read()
 
-            return await self._core.pools.on_disk(read)
+            try:
+                return await self._core.pools.on_disk(read)
+            except OSError as error:
+                raise storage_error(error, f"reading {entry.path} of {want.snapshot}") from error
 
     def transfers(self) -> tuple[Transfer, ...]:
         """What is on its way."""

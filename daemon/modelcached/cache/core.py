@@ -24,7 +24,7 @@ from modelcached.ledger.use import UseLedger
 from modelcached.ledger.victims import Name
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, repo_folder
 from modelcached.pools import Pools
-from modelcached.store.disk import Disk
+from modelcached.store.disk import Disk, storage_error
 from modelcached.store.index import Index
 from modelcached.store.layout import Layout
 from modelcached.store.manifests import ManifestStore
@@ -231,7 +231,16 @@ class Core:
             return
 
     async def point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
-        """Points a branch or tag at a snapshot that is whole; the last step of its publication."""
+        """Points a branch or tag at a snapshot that is whole; the last step of its publication.
+
+        Raises CacheError where the disk refuses.
+        """
+        try:
+            await self._point(repo_id, revision, commit)
+        except OSError as error:
+            raise storage_error(error, f"pointing {revision} of {repo_id} to {commit}") from error
+
+    async def _point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
         known = self.index.repo(repo_id).refs.get(revision) == commit
         if known and await self.pools.on_disk(self.snapshots.says, repo_id, revision, commit):
             return

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from modelcached.cache.core import Core
 from modelcached.cache.want import Want
 from modelcached.model import as_commit
+from modelcached.store.disk import storage_error
 from modelcached.store.index import SnapshotState
 from modelcached.store.manifests import BlobStamp
 from modelcached.store.scan import snapshot_stamps
@@ -37,7 +38,7 @@ class Looking:
         self._running: dict[object, asyncio.Task[Sight]] = {}
 
     async def look(self, want: Want) -> Sight:
-        """One turn in a disk thread, for this is what a hit waits for."""
+        """One turn in a disk thread, for this is what a hit waits for. Raises CacheError(STORAGE_ERROR)."""
         key = (want.snapshot, want.selection, want.revision)
         task = self._waiting.get(key)
         if task is None:
@@ -69,7 +70,10 @@ class Looking:
             stamps = snapshot_stamps(core.layout, want.snapshot, links)
             return stamps, has_name and core.snapshots.says(want.snapshot.repo_id, want.revision, commit)
 
-        found, named = await core.pools.on_disk(see)
+        try:
+            found, named = await core.pools.on_disk(see)
+        except OSError as error:  # what cannot be seen is not gone: neither a hit nor something to fetch
+            raise storage_error(error, f"looking at {want.snapshot}") from error
         whole = all(
             (blob := repo.blobs.get(entry.digest)) is not None
             and blob.verified

@@ -5,6 +5,7 @@ The files are the truth; everything in memory is made from what is found here.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 from modelcached.errors import CacheError
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit, parse_revision, repo_id_of_folder
 from modelcached.store.layout import Layout, link_text
+
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL}
+"""What a disk that is well says of a link that is gone, or is none."""
 
 BLOCK = 512  # stat(2): st_blocks counts these, whatever the filesystem's own block is
 
@@ -231,7 +235,8 @@ def snapshot_stamps(
 ) -> dict[str, os.stat_result | None]:
     """Stat of the blob that a reader meets at each path; None where the way to it is not the one we made.
 
-    Raises CacheError(STORAGE_ERROR) where a directory of the repository is a symlink.
+    Raises CacheError(STORAGE_ERROR) where a directory of the repository is a symlink, OSError where the disk does not
+    say what is there.
     """
     layout.check_repo(snapshot.repo_id)
     root = layout.snapshot(snapshot)
@@ -245,8 +250,9 @@ def snapshot_stamps(
             if os.readlink(f"{root}/{path}") == link_text(path, digest):
                 status = os.lstat(layout.blob(snapshot.repo_id, digest))
                 stamps[path] = status if stat.S_ISREG(status.st_mode) else None
-        except OSError:
-            continue
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
     return stamps
 
 
