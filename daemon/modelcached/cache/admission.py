@@ -78,6 +78,9 @@ async def admit(
                 if core.evictions:
                     await asyncio.wait(core.evictions.values())
                     continue
+                if core.unremovable and failed is None:
+                    core.unremovable.clear()  # the disk may take again what it refused to an earlier request
+                    continue
                 # Others' progress goes only where that is enough: not for what cannot be had in any way.
                 if freed + await leftover_bytes(core) >= shortfall and await drop_leftovers(
                     core, shortfall - freed, expired_only=False

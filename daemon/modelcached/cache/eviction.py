@@ -9,6 +9,7 @@ what runs when the disk is full.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import time
 from collections import Counter
@@ -189,6 +190,7 @@ class _Removal:
             for digest, blob in self._blobs.items():
                 core.index.restore_link(snapshot.id.repo_id, digest, blob)
             core.unremovable[snapshot.id] = time.monotonic() + _TRY_AGAIN_SECONDS
+            await core.measure_after(snapshot.id.repo_id)  # refs and listing may be gone
             raise
         for revision, successor in moves.items():
             if successor is None:
@@ -226,6 +228,16 @@ def _successor(core: Core, snapshot: Snapshot, revision: Revision) -> Commit | N
 
 def _withdraw_from_disk(core: Core, snapshot: Snapshot, moves: dict[Revision, Commit | None]) -> tuple[str | None, int]:
     """The snapshot's path in trash/, if it was there, and what du lost on the way."""
+    try:
+        return _try_to_withdraw(core, snapshot, moves)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        core.ballast.drop()  # a rename may need a block, and on btrfs counts against the quota
+        return _try_to_withdraw(core, snapshot, moves)
+
+
+def _try_to_withdraw(core: Core, snapshot: Snapshot, moves: dict[Revision, Commit | None]) -> tuple[str | None, int]:
     repo_id = snapshot.id.repo_id
     core.layout.check_repo(repo_id)  # all of it or nothing: half an eviction would be found at the next start only
     freed = 0
@@ -238,7 +250,13 @@ def _withdraw_from_disk(core: Core, snapshot: Snapshot, moves: dict[Revision, Co
             log.warning("ref could not be moved back, removing it", revision=revision, why=str(error))
         freed += core.snapshots.remove_ref(repo_id, revision)
     freed += core.snapshots.remove_tree_file(snapshot.id)
-    return core.snapshots.withdraw(snapshot.id), freed
+    try:
+        return core.snapshots.withdraw(snapshot.id), freed
+    except (OSError, CacheError):
+        for revision in moves:  # it stays: readers find it by its names too
+            with contextlib.suppress(OSError, CacheError):
+                core.snapshots.write_ref(repo_id, revision, snapshot.id.commit)
+        raise
 
 
 def _clean_disk(core: Core, snapshot: SnapshotId, blobs: dict[Digest, Blob], trashed: str | None, *, last: bool) -> int:

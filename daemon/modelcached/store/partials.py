@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from modelcached.model import Digest, RepoId
 from modelcached.store import journal
-from modelcached.store.disk import Disk
+from modelcached.store.disk import Disk, naming
 from modelcached.store.layout import Layout
 
 
@@ -127,7 +127,7 @@ class Partial:
                 return os.preadv(self._data, [view], offset)
             except OSError as error:
                 self.condemned = self.condemned or error.errno == errno.EIO  # else each try would end here again
-                raise
+                raise naming(error, self._data_path) from None
 
     def begin_flush(self, start: int, end: int) -> None:
         """Lets the disk begin with [start, end), for which nobody waits. Any thread."""
@@ -171,8 +171,10 @@ class Partial:
             with self._flushing():
                 self._disk.sync(self._data, self._data_path)
             self._disk.rename(self._data_path, target)
-            self._disk.sync_directory(directory)
-            self._disk.unlink(self._journal_path)
+            try:
+                self._disk.sync_directory(directory)
+            finally:
+                self._disk.unlink(self._journal_path)  # however it ends, the data is here no longer
             self._disk.sync_directory(self._layout.partial)
             published = os.fstat(self._data)
         self.close()
