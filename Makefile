@@ -16,7 +16,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready lint
 	$(BIN)/pytest -n 3 --dist loadfile
 
-## system: tests that need Debian packages (prometheus, strace), root, and mounts; .ci/run installs the packages
+## system: tests that need Debian packages, root, and mounts; .ci/run installs the packages
 system: $(VENV)/ready
 	$(BIN)/pytest tests/system
 

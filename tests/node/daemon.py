@@ -36,14 +36,11 @@ class Node:
     """Starts, kills and restarts a daemon over the same directories.
 
     ``settings`` are ``{"section": {"key": value}}`` in TOML's types; sizes and durations are strings.
-    Directories lie below ``root``: cache/, run/, pods/.
+    Directories lie below ``root``: cache/ (unless ``settings`` say where), run/, pods/.
     """
 
     def __init__(self, root: Path, endpoint: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.root = root
-        self.cache_dir = root / "cache"
-        self.hub_dir = self.cache_dir / "hub"
-        self.private = self.cache_dir / "modelcached"
         self.pods_dir = root / "pods"
         self.pods_dir.mkdir(parents=True, exist_ok=True)
         self.cache_socket = root / "run" / "cache" / "cache.sock"
@@ -51,7 +48,7 @@ class Node:
         self.config_file = root / "config.toml"
         self.log_file = root / "daemon.log"
         self.settings: dict[str, dict[str, Any]] = {
-            "cache": {"dir": str(self.cache_dir), "budget": "2GB", "min_free": "1MB", "high_watermark": "100%"},
+            "cache": {"dir": str(root / "cache"), "budget": "2GB", "min_free": "1MB", "high_watermark": "100%"},
             "hub": {"endpoints": [endpoint], "timeout": "5s"},
             "server": {"cache_socket": str(self.cache_socket), "admin_socket": str(self.admin_socket)},
             "metrics": {"address": "127.0.0.1:0"},
@@ -61,6 +58,9 @@ class Node:
         }
         for section, values in (settings or {}).items():
             self.settings.setdefault(section, {}).update(values)
+        self.cache_dir = Path(self.settings["cache"]["dir"])
+        self.hub_dir = self.cache_dir / "hub"
+        self.private = self.cache_dir / "modelcached"
         self.process: subprocess.Popen[bytes] | None = None
         self._log_begins = 0  # of this process
         self.environment: dict[str, str] = {}

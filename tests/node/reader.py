@@ -20,8 +20,9 @@ class Reader:
     ``allowed`` sets, every file with its true content; or no snapshot at all.
     """
 
-    def __init__(self, snapshot: Path, *allowed: WholeSet) -> None:
+    def __init__(self, snapshot: Path, *allowed: WholeSet, pause_seconds: float = 0.0) -> None:
         self._snapshot = snapshot
+        self._pause_seconds = pause_seconds
         self._blobs = snapshot.parent.parent / "blobs"
         self._allowed = [dict(one) for one in allowed]
         self._stopped = threading.Event()
@@ -68,6 +69,8 @@ class Reader:
                 if complaint is not None:
                     self.wrong.append(complaint)
                 self._changed.notify_all()
+            if self._pause_seconds:
+                self._stopped.wait(self._pause_seconds)
 
     def _look(self) -> str | None:
         for name in self.forbidden:
