@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,33 +17,9 @@ import pytest
 from tests.hub import Hub
 from tests.hub.models import sharded_llama, tiny_llama
 from tests.node import Node
-
-FILL = """
-import sys
-from huggingface_hub import snapshot_download
-for repo_id in sys.argv[1:]:
-    snapshot_download(repo_id)
-"""
+from tests.node.library import fill
 
 LAYOUTS = pytest.mark.parametrize("shared", [False, True], ids=["classic", "shared blobs"])
-
-
-def fill(hub: Hub, node: Node, *repo_ids: str, shared: bool = False) -> None:
-    """The real huggingface_hub over the node's hub/, before its daemon has ever run."""
-    node.hub_dir.mkdir(parents=True, exist_ok=True)
-    environment = {
-        **os.environ,
-        "HF_HOME": str(node.root / "home"),
-        "HF_HUB_CACHE": str(node.hub_dir),
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HUB_DISABLE_XET": "0" if shared else "1",
-        "HF_XET_TELEMETRY_ENABLED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-    }
-    subprocess.run([sys.executable, "-c", FILL, *repo_ids], env=environment, check=True, timeout=60)
-    assert (node.hub_dir / "blobs").is_dir() is shared
 
 
 def folder(node: Node, repo_id: str) -> Path:
