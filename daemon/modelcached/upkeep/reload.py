@@ -65,8 +65,8 @@ class Reloader(FileSystemEventHandler):
     def watch(self, file: Path) -> None:
         """From now on, and once for what changed since it was read; where inotify is out of instances, SIGHUP stays."""
         self._file = file
-        observer = Observer()
         try:
+            observer = Observer()  # takes an instance of inotify
             observer.schedule(
                 self, str(file.parent), event_filter=[FileCreatedEvent, FileModifiedEvent, FileMovedEvent]
             )
