@@ -47,6 +47,7 @@ RELOADABLE = {
         "partial_ttl",
         "prewarm",
         "prewarm_rate",
+        "rescan_interval",
     },
     "hub": {"token_file", "resolve_ttl"},
     "transfer": {"models", "rate_limit", "xet"},
@@ -210,6 +211,8 @@ class CacheSection(_Section):
     """Whether models that are asked for are read ahead into the page cache, unless a request says so itself."""
     prewarm_rate: ByteRate = 500_000_000
     """Bytes a second that reading ahead takes from the disk; 0 is no limit."""
+    rescan_interval: Timeout = timedelta(minutes=10)
+    """How often all of hub/ is compared with what is believed of it, besides what is noticed at once."""
 
     def min_free_bytes(self, filesystem_bytes: int, *, beside_kubelet: bool) -> int:
         """What is left to others on a filesystem of that size."""

@@ -61,6 +61,15 @@ class HubCalled:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftFound:
+    """Somebody else changed what lies in hub/, and belief was corrected."""
+
+    kind: str
+    """What, of which kind of thing: blob_gone, ref_moved, …"""
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class UpkeepRan:
     """A loop beside the requests had its turn."""
 
@@ -69,5 +78,7 @@ class UpkeepRan:
     """ok or error."""
 
 
-Event = RequestEnded | BytesFetched | SnapshotEvicted | BlobCondemned | BlobScrubbed | HubCalled | UpkeepRan
+Event = (
+    RequestEnded | BytesFetched | SnapshotEvicted | BlobCondemned | BlobScrubbed | HubCalled | DriftFound | UpkeepRan
+)
 Observer = Callable[[Event], None]

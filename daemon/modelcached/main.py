@@ -25,9 +25,11 @@ from modelcache.reasons import EXIT_USAGE
 from modelcached import __version__
 from modelcached.cache import Cache, Core
 from modelcached.cache.account import FlightAccount
+from modelcached.cache.hub import HubKeeper
 from modelcached.cache.recovery import recover
 from modelcached.cache.requests import Status
 from modelcached.cache.rescue import make_room
+from modelcached.cache.rescan import Rescan
 from modelcached.catalog import Catalog, CatalogLimits
 from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
 from modelcached.errors import CacheError, Reason
@@ -57,6 +59,7 @@ from modelcached.transfer.pace import RateLimiter
 from modelcached.upkeep import loops, systemd
 from modelcached.upkeep.pods import PodsDirectory
 from modelcached.upkeep.reload import Reloader
+from modelcached.upkeep.watch import Watch
 
 log = structlog.get_logger()
 
@@ -147,7 +150,10 @@ class Daemon:
         upstream = Upstream(transfers, self.source, self.xet)
         checks = Checks(self.database, contents.checks)
         self.cache = Cache(self.core, self.catalog, self.flights, upstream, checks, memory.available_bytes)
+        hub_keeper = HubKeeper(self.core, contents.hub)
+        self.watch = Watch(self.core, hub_keeper, Rescan(self.core, self.flights.has))
         self.report = await recover(self.core, lost=contents.lost)
+        await hub_keeper.look()  # before anybody is answered
         # All modules and the whole index: they stay, and each look through them would stop every call meanwhile.
         gc.collect()
         gc.freeze()
@@ -163,6 +169,7 @@ class Daemon:
         self._loop_task(loops.LEFTOVER_SECONDS, "leftovers", lambda: loops.sweep_leftovers(self.core))
         self._loop_task(loops.WATERMARK_SECONDS, "watermarks", lambda: loops.keep_watermarks(self.core))
         self._loop_task(loops.SCRUB_SECONDS, "scrub", self.cache.scrubber.look)
+        self._loop_task(loops.WATCH_SECONDS, "watch", self.watch.turn)
         self._loop_task(loops.STALL_SECONDS, "stalls", lambda: loops.end_stalls(self.source))
         self._loop_task(loops.IDLE_SECONDS, "connections", lambda: loops.close_idle(self.source))
         self._loop_task(loops.XET_IDLE_SECONDS, "xet", lambda: loops.end_idle_process(self.xet, self.pools))
@@ -223,6 +230,7 @@ class Daemon:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.watch.stop()
         await self.server.drain()
         await self.cache.stop(self.config.server.drain_timeout)
         await self.server.stop()

@@ -53,11 +53,17 @@ def cancel(session: Session, model: common_pb2.ModelReference) -> None:
 @click.argument("lease_ids", metavar="[LEASE_ID]...", nargs=-1)
 @click.option("--model", "repo_id", metavar="REPO", default="", help="Every lease on this repository.")
 @click.option("--recovered", is_flag=True, help="Every lease that stands for one lost with the state database.")
+@click.option("--all", "everything", is_flag=True, help="Every lease there is now.")
 @verb
-def release(session: Session, lease_ids: tuple[str, ...], repo_id: str, recovered: bool) -> None:
+def release(session: Session, lease_ids: tuple[str, ...], repo_id: str, recovered: bool, everything: bool) -> None:
     """End leases. Their models may then be evicted, also under a workload that still runs."""
-    if not (lease_ids or repo_id or recovered):
-        raise click.UsageError("name leases, or give --model or --recovered")
+    if not (lease_ids or repo_id or recovered or everything):
+        raise click.UsageError("name leases, or give --model, --recovered or --all")
+    if everything:
+        lease_ids = tuple(dict.fromkeys([*lease_ids, *(lease.id for lease in session.admin.leases())]))
+        if not lease_ids:
+            session.say("0 released")
+            return
     ended = session.admin.release(lease_ids, repo_id=repo_id, recovered=recovered)
     if session.json:
         session.print_json({"lease_ids": ended})

@@ -133,6 +133,7 @@ class Cache:
     async def _ensure(self, request: EnsureRequest, watch: Watch, pod_seen: Callable[[str], bool]) -> Ready:
         if self.stopping:
             raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
+        self.core.check_hub()
         watch.enter(Phase.RESOLVING)
         if request.wait_for_space:
             watch.for_space_until = time.monotonic() + request.wait_for_space.total_seconds()
@@ -145,6 +146,7 @@ class Cache:
             hit = all(sight.whole for sight in sights)
             if not hit:
                 tallies = await self._assemblies.make_whole(wants, token, watch)
+                await self.core.pools.on_disk(self.core.check_hub_on_disk)  # that may have taken hours
             for want, sight in zip(wants, sights, strict=True):
                 if as_commit(want.revision) is None and not want.stale and not (hit and sight.named):
                     await self.core.point(want.snapshot.repo_id, want.revision, want.snapshot.commit)

@@ -44,6 +44,11 @@ SET_ASIDE_BYTES = LEAST_BUDGET_BYTES // 2
 """state.db and its WAL may grow by this without asking."""
 
 
+def _no_hub(why: str) -> CacheError:
+    mend = "put the old one back; or restart its readers, and end leases that stay with cachectl release"
+    return CacheError(Reason.STORAGE_ERROR, why, mend=mend)
+
+
 @dataclass(slots=True, eq=False)
 class Core:
     """One cache directory and all that is known of it. The event loop's alone."""
@@ -70,6 +75,10 @@ class Core:
     """Tells those who wait for space that there may be more."""
     degraded: dict[str, str] = field(default_factory=dict)
     """What is not as it should be, by topic."""
+    hub_at: tuple[int, int] | None = None
+    """Device and inode of the hub/ that workloads have mounted; None until somebody has looked."""
+    hub_trouble: str = ""
+    """Why nothing is served: hub/ is missing, or is not that directory."""
     turns: Turns = field(init=False)
     """The line for downloading."""
     measuring: Locks[str] = field(default_factory=Locks)
@@ -172,9 +181,10 @@ class Core:
             self.space.set_area(name, {})
         for name in names:
             await self.measure(name)
-        await self._measure_hub_alone()
+        await self.measure_hub_alone()
 
-    async def _measure_hub_alone(self) -> None:
+    async def measure_hub_alone(self) -> None:
+        """The directory itself, which grows with what lies in it."""
         sizes, unseen = await self.pools.on_disk(measure, self.layout.hub, deep=False)
         self.space.set_area("hub", sizes, keep=unseen is not None)
 
@@ -182,7 +192,27 @@ class Core:
         """What a change to repositories touches."""
         names = [repo_folder(repo_id) for repo_id in set(repos)]
         await self.measure(*names, "partial", "staging", "trash", "manifests", "private")
-        await self._measure_hub_alone()
+        await self.measure_hub_alone()
+
+    # hub/
+
+    def hub_is_ours(self) -> bool:
+        """hub/ is at this moment the directory that workloads have mounted. Blocking."""
+        try:
+            status = os.lstat(self.layout.hub)
+        except OSError:
+            return False
+        return self.hub_at in (None, (status.st_dev, status.st_ino))
+
+    def check_hub(self) -> None:
+        """Refuses (STORAGE_ERROR) to serve from, or change, a hub/ that is not the one that workloads see."""
+        if self.hub_trouble:
+            raise _no_hub(self.hub_trouble)
+
+    def check_hub_on_disk(self) -> None:
+        """The same in the moment before the watch has seen it. Blocking."""
+        if not self.hub_is_ours():
+            raise _no_hub(f"{self.layout.hub} is missing, or another directory than it was")
 
     # Use
 

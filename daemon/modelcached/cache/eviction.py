@@ -89,6 +89,7 @@ def plan_of(core: Core, snapshots: Iterable[SnapshotId]) -> list[Victim]:
 
 def check(core: Core, ids: Iterable[SnapshotId]) -> list[Snapshot]:
     """The snapshots that there are; refuses with IN_USE, naming who holds it, where one may not go."""
+    core.check_hub()
     found = [snapshot for i in ids if (snapshot := core.index.snapshot(i)) is not None]
     found = [snapshot for snapshot in found if snapshot.id not in core.evictions]  # one that is going goes
     for snapshot in found:

@@ -67,6 +67,7 @@ class Looking:
         has_name = as_commit(want.revision) is None and repo.refs.get(want.revision) == commit
 
         def see() -> tuple[dict[str, os.stat_result | None], bool]:
+            core.check_hub_on_disk()
             stamps = snapshot_stamps(core.layout, want.snapshot, links)
             return stamps, has_name and core.snapshots.says(want.snapshot.repo_id, want.revision, commit)
 

@@ -38,6 +38,7 @@ class Shelf:
 
     async def get(self, model: ModelRequest) -> CachedModel:
         """From the cache alone. Raises CacheError(MODEL_NOT_CACHED) unless the profile is complete and on disk."""
+        self._core.check_hub()
         snapshot = self.find(model.repo_id, model.revision)
         selection = snapshot.record.selections.get(model.profile.canonical) if snapshot.record else None
         if selection is None or snapshot.record is None:

@@ -62,6 +62,11 @@ def proven_pods_directory(identity: str) -> Statement:
     return ("INSERT OR REPLACE INTO meta VALUES ('pods_directory', ?)", (identity,))
 
 
+def hub_identity(identity: str) -> Statement:
+    """Which directory hub/ is; the next start asks whether it still is."""
+    return ("INSERT OR REPLACE INTO meta VALUES ('hub', ?)", (identity,))
+
+
 class NewerSchemaError(Exception):
     """state.db was written by a newer daemon."""
 
@@ -81,6 +86,8 @@ class Contents:
     """Digest, inode, when it was last read and found right."""
     pods_directory: str = ""
     """What ``proven_pods_directory`` kept; empty where it never did."""
+    hub: str = ""
+    """What ``hub_identity`` kept; empty where it never did."""
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -162,6 +169,7 @@ def contents(connection: sqlite3.Connection) -> Contents:
         named=connection.execute("SELECT repo_id, revision, commit_id, tick FROM named").fetchall(),
         lost="" if meta.get("complete") == _COMPLETE else meta.get("complete", _NEW),
         pods_directory=meta.get("pods_directory", ""),
+        hub=meta.get("hub", ""),
     )
 
 

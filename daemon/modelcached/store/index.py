@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId
@@ -73,6 +73,21 @@ class Snapshot:
     def __post_init__(self) -> None:
         """``links`` never changes: a snapshot that grows is another one."""
         self.digests = frozenset(self.links.values())
+
+
+def state_of(record: Record | None, links: Mapping[str, Digest], blobs: Mapping[Digest, Blob]) -> SnapshotState:
+    """What may be believed of a snapshot that holds those links: all that its record says is complete is there."""
+    whole = (
+        record is not None
+        and bool(record.selections)
+        and all(
+            links.get(path) == record.manifest.files[path].digest
+            and (blob := blobs.get(record.manifest.files[path].digest)) is not None
+            and blob.verified
+            for path in record.paths
+        )
+    )
+    return SnapshotState.READY if whole else SnapshotState.UNVERIFIED
 
 
 @dataclass(slots=True)
@@ -173,24 +188,10 @@ class Index:
         for digest, item in found.blobs.items():
             repo.blobs[digest] = Blob.found(item, stamps.get(digest), f"{repo_path}/blobs/{digest.hex}", own_uid)
         for commit, links in found.snapshots.items():
-            record = records.get(commit)
             known = {path: digest for path, digest in links.items() if digest is not None}
-            whole = (
-                record is not None
-                and bool(record.selections)
-                and all(
-                    known.get(path) == record.manifest.files[path].digest
-                    and (blob := repo.blobs.get(record.manifest.files[path].digest)) is not None
-                    and blob.verified
-                    for path in record.paths
-                )
-            )
-            repo.snapshots[commit] = Snapshot(
-                SnapshotId(found.repo_id, commit),
-                known,
-                record,
-                SnapshotState.READY if whole else SnapshotState.UNVERIFIED,
-            )
+            snapshot_id, record = SnapshotId(found.repo_id, commit), records.get(commit)
+            state = state_of(record, known, repo.blobs)
+            repo.snapshots[commit] = Snapshot(snapshot_id, known, record, state)
         if repo.blobs or repo.snapshots or repo.refs:
             self.repos[found.repo_id] = repo
         else:

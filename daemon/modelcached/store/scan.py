@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from modelcached.errors import CacheError
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit, parse_revision, repo_id_of_folder
 from modelcached.store.layout import Layout, link_text
+from modelcached.store.mounts import is_mounted, mounts_below
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL}
 """What a disk that is well says of a link that is gone, or is none."""
@@ -52,17 +53,21 @@ class FoundRepo:
 def measure(
     path: str, *, skip: frozenset[str] = frozenset(), deep: bool = True
 ) -> tuple[dict[int, int], OSError | None]:
-    """Allocated bytes by inode of all at and below path, as du counts; what vanishes meanwhile counts nothing.
+    """Allocated bytes by inode of all at and below path, as du -x counts; what vanishes meanwhile counts nothing.
 
-    The second is why not all of it could be seen (the last error), or None. Without ``deep``: of path alone.
+    Other filesystems that are mounted below are nobody's business here: their bytes are not the cache's. The second
+    is why not all of it could be seen (the last error), or None. Without ``deep``: of path alone.
     """
     sizes: dict[int, int] = {}
     unseen: OSError | None = None
     pending = [path]
+    device: int | None = None
     while pending:
         current = pending.pop()
         try:
             status = os.lstat(current)
+            if status.st_dev != (device := device or status.st_dev):
+                continue
             sizes[status.st_ino] = status.st_blocks * BLOCK
             if not deep or not stat.S_ISDIR(status.st_mode):
                 continue
@@ -76,6 +81,8 @@ def measure(
                     try:
                         item = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
+                        continue
+                    if item.st_dev != device:
                         continue
                     sizes[item.st_ino] = item.st_blocks * BLOCK
         except (FileNotFoundError, NotADirectoryError):
@@ -207,13 +214,14 @@ def scan_repo(layout: Layout, repo_id: RepoId) -> FoundRepo | None:
 
 
 def scan_hub(layout: Layout) -> tuple[dict[RepoId, FoundRepo], list[str]]:
-    """Every repository in hub/, and the paths of what is none."""
+    """Every repository in hub/, and the paths of what is none; a mount, or what holds one, is never entered."""
     repos: dict[RepoId, FoundRepo] = {}
     strangers: list[str] = []
     with os.scandir(layout.hub) as entries:
         names = sorted(entry.name for entry in entries)
+    mounts = mounts_below(layout.hub)
     for name in names:
-        repo_id = repo_id_of_folder(name)
+        repo_id = None if is_mounted(f"{layout.hub}/{name}", mounts) else repo_id_of_folder(name)
         found = scan_repo(layout, repo_id) if repo_id else None
         if found is None:
             strangers.append(f"{layout.hub}/{name}")

@@ -203,7 +203,7 @@ class SnapshotStore:
         directory = os.path.dirname(path)
         self._layout.check_real_directory(directory)
         missing = []
-        while not os.path.isdir(directory):
+        while directory != self._layout.hub and not os.path.isdir(directory):  # hub/ itself is never made anew
             missing.append(directory)
             directory = os.path.dirname(directory)
         for folder in reversed(missing):

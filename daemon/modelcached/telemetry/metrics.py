@@ -15,6 +15,7 @@ from modelcached.events import (
     BlobCondemned,
     BlobScrubbed,
     BytesFetched,
+    DriftFound,
     Event,
     HubCalled,
     RequestEnded,
@@ -70,7 +71,12 @@ class Metrics:
             ["call", "outcome"],
             registry=self.registry,
         )
-
+        self._drift = Counter(
+            "modelcached_drift",
+            "Things in hub/ that somebody else had changed, by kind",
+            ["kind"],
+            registry=self.registry,
+        )
         self._upkeep = Counter(
             "modelcached_upkeep_runs",
             "Turns of the loops beside requests, by outcome",
@@ -96,6 +102,8 @@ class Metrics:
                 self._scrub_failures.inc(not right)
             case HubCalled(call, outcome):
                 self._hub.labels(call, outcome).inc()
+            case DriftFound(kind, count):
+                self._drift.labels(kind).inc(count)
             case UpkeepRan(loop, outcome):
                 self._upkeep.labels(loop, outcome).inc()
 

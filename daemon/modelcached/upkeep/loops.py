@@ -26,6 +26,7 @@ LEFTOVER_SECONDS = 60.0
 WATERMARK_SECONDS = 5.0
 SCRUB_SECONDS = 5.0
 """How soon the scrub sees that something is due."""
+WATCH_SECONDS = 0.5
 STALL_SECONDS = 1.0
 IDLE_SECONDS = 10.0
 """A connection that was not used for so long is closed."""
@@ -106,6 +107,8 @@ class LeaseKeeper:
 
 async def sweep_leftovers(core: Core) -> None:
     """Removes unfinished data that nobody has asked for within ``partial_ttl``."""
+    if core.hub_trouble:
+        return
     async with core.admission:
         await drop_leftovers(core, None, expired_only=True)
     await core.pools.on_disk(core.ballast.fill)  # an earlier full disk may have cost it
@@ -131,7 +134,7 @@ async def keep_watermarks(core: Core) -> None:
     else:
         core.degraded.pop(topic, None)
     wanted = max(wanted, short)
-    if wanted <= 0 or core.admission.locked():
+    if wanted <= 0 or core.admission.locked() or core.hub_trouble:
         return
     async with core.admission:
         victims, freed = plan(core, wanted)
