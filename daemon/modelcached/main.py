@@ -28,8 +28,8 @@ from modelcached.cache.account import FlightAccount
 from modelcached.cache.hub import HubKeeper
 from modelcached.cache.recovery import recover
 from modelcached.cache.requests import Status
-from modelcached.cache.rescue import make_room
 from modelcached.cache.rescan import Rescan
+from modelcached.cache.rescue import make_room
 from modelcached.catalog import Catalog, CatalogLimits
 from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
 from modelcached.errors import CacheError, Reason
@@ -164,6 +164,24 @@ class Daemon:
             if config.metrics.address
             else None
         )
+        self._start_loops(pods)
+        self.lag = LoopLag(self.metrics.registry, loop)
+        self.lag.start()
+        self.serving = True
+        systemd.notify("READY=1", f"STATUS=serving {self.layout.cache_dir}")
+        log.info(
+            "serving",
+            cache_dir=self.layout.cache_dir,
+            budget_bytes=self.core.space.limits.budget_bytes,
+            used_bytes=self.core.space.used_bytes,
+            cache_socket=str(config.server.cache_socket),
+            admin_socket=str(config.server.admin_socket),
+            metrics_port=self.listener.port if self.listener else None,
+            version=__version__,
+        )
+
+    def _start_loops(self, pods: PodsDirectory) -> None:
+        """What happens without being asked for."""
         keeper = loops.LeaseKeeper(self.cache, pods)
         self._loop_task(loops.LEASE_SECONDS, "leases", keeper.look)
         self._loop_task(loops.LEFTOVER_SECONDS, "leftovers", lambda: loops.sweep_leftovers(self.core))
@@ -179,20 +197,6 @@ class Daemon:
                 systemd.notify("WATCHDOG=1")
 
             self._loop_task(seconds, "watchdog", feed)
-        self.lag = LoopLag(self.metrics.registry, loop)
-        self.lag.start()
-        self.serving = True
-        systemd.notify("READY=1", f"STATUS=serving {self.layout.cache_dir}")
-        log.info(
-            "serving",
-            cache_dir=self.layout.cache_dir,
-            budget_bytes=self.core.space.limits.budget_bytes,
-            used_bytes=self.core.space.used_bytes,
-            cache_socket=str(config.server.cache_socket),
-            admin_socket=str(config.server.admin_socket),
-            metrics_port=self.listener.port if self.listener else None,
-            version=__version__,
-        )
 
     def _loop_task(self, seconds: float, name: str, work: Any) -> None:
         self.tasks.append(asyncio.create_task(loops.every(seconds, name, work, self._observe), name=name))
