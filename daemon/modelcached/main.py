@@ -155,7 +155,7 @@ class Daemon:
         self.report = await recover(self.core, lost=contents.lost)
         await hub_keeper.look()  # before anybody is answered
         # All modules and the whole index: they stay, and each look through them would stop every call meanwhile.
-        gc.collect()
+        # No look before it either: with a large cache that alone takes longer than reading its records.
         gc.freeze()
         self.server = Server(self.cache, config.server, pods.seen)
         await self.server.start()

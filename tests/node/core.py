@@ -82,4 +82,4 @@ def believe(core: Core, repo_id: RepoId, snapshots: Mapping[SnapshotId, Mapping[
         core.manifests.write(record)
     found = scan_repo(core.layout, repo_id)
     assert found is not None
-    core.index.load(found, records, os.geteuid(), core.layout.repo(repo_id))
+    core.index.load(found, records, core.layout.repo(repo_id))

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from modelcached.ledger.victims import Candidate, Inode, Name, Shares, Victim, choose
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from modelcached.ledger.victims import Books, Candidate, Shares, Victim, choose
 from modelcached.model import Algorithm, Commit, Digest, RepoId, SnapshotId
 
 BIG, SMALL = Digest(Algorithm.SHA256, "b" * 64), Digest(Algorithm.SHA256, "5" * 64)
 OWN = 10
 
 
-def name(repo: str, digest: Digest = BIG) -> Name:
-    return Name(RepoId(repo), digest)
+@dataclass(frozen=True)
+class Inode:
+    inode: int
+    allocated_bytes: int
+    link_count: int
 
 
 def snapshot(repo: str, *digests: Digest, commit: str = "1") -> Candidate:
-    names = frozenset(name(repo, digest) for digest in digests)
-    return Candidate(SnapshotId(RepoId(repo), Commit(commit * 40)), names, OWN)
+    return Candidate(SnapshotId(RepoId(repo), Commit(commit * 40)), frozenset(digests), OWN)
+
+
+def books(users: Mapping[tuple[str, Digest], int], inodes: Mapping[tuple[str, Digest], Inode]) -> Shares:
+    """By repository and digest."""
+    return Shares(
+        lambda repo_id: Books(
+            Counter({digest: count for (repo, digest), count in users.items() if repo == repo_id}),
+            {digest: inode for (repo, digest), inode in inodes.items() if repo == repo_id},
+        )
+    )
 
 
 def alone(*candidates: Candidate, size: int = 1000) -> Shares:
     """Each name an inode of its own."""
-    names = {n for candidate in candidates for n in candidate.names}
-    users = {n: sum(n in candidate.names for candidate in candidates) for n in names}
-    return Shares(users, {n: Inode(number, size, 1) for number, n in enumerate(sorted(names, key=str))})
+    users = Counter((candidate.id.repo_id, digest) for candidate in candidates for digest in candidate.digests)
+    return books(users, {name: Inode(number, size, 1) for number, name in enumerate(users)})
 
 
 def freed(victims: list[Victim]) -> list[tuple[str, int]]:
@@ -59,7 +74,7 @@ def test_a_blob_that_another_snapshot_of_its_repository_needs_stays() -> None:
 
 def linked(link_count: int) -> Shares:
     inode = Inode(7, 1000, link_count)
-    return Shares({name("a"): 1, name("b"): 1}, {name("a"): inode, name("b"): inode})
+    return books({("a", BIG): 1, ("b", BIG): 1}, {("a", BIG): inode, ("b", BIG): inode})
 
 
 def test_a_linked_blob_is_freed_by_the_last_of_its_names() -> None:
@@ -76,7 +91,7 @@ def test_a_name_outside_the_cache_keeps_the_bytes() -> None:
 
 def test_two_names_in_one_snapshot_are_freed_together() -> None:
     inode = Inode(7, 1000, 2)
-    both = Shares({name("a", BIG): 1, name("a", SMALL): 1}, {name("a", BIG): inode, name("a", SMALL): inode})
+    both = books({("a", BIG): 1, ("a", SMALL): 1}, {("a", BIG): inode, ("a", SMALL): inode})
     assert both.alone(snapshot("a", BIG, SMALL)) == OWN + 1000
     assert both.remove(snapshot("a", BIG, SMALL)).freed_bytes == OWN + 1000
 
@@ -88,5 +103,5 @@ def test_looking_at_what_one_would_free_takes_nothing_away() -> None:
 
 
 def test_a_name_without_a_blob_frees_nothing() -> None:
-    shares = Shares({name("a"): 1}, {})
+    shares = books({("a", BIG): 1}, {})
     assert shares.remove(snapshot("a", BIG)).freed_bytes == OWN

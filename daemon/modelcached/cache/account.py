@@ -45,10 +45,7 @@ class FlightAccount:
         """A blob is in its repository: belief, account and counters follow in the same step."""
         core = self._core
         blob = Blob.verified_now(status)
-        if core.index.blob(flight.repo_id, flight.digest) is not None:
-            core.index.drop_link(flight.repo_id, flight.digest)  # a bad one, whose place it took
-        core.index.repo(flight.repo_id).blobs[flight.digest] = blob
-        core.mended(flight.repo_id, flight.digest)
+        core.index.add_link(flight.repo_id, flight.digest, blob)
         core.space.add(repo_folder(flight.repo_id), blob.stamp.inode, blob.allocated_bytes)
         if flight.reservation is not None:
             flight.reservation.spend(flight.reservation.remaining_bytes)

@@ -148,13 +148,13 @@ def pinned_and_leased(core: Core) -> tuple[int, int]:
     """Allocated bytes under pins and under leases; a blob under both counts in both."""
     refs = core.refs()
     sums = []
-    for covered in (core.use.pins_on, core.use.leases_on):
+    used = [repo for repo_id in core.use.used_repos() if (repo := core.index.repos.get(repo_id)) is not None]
+    for covered in (core.use.pins_on, core.use.leased):
         inodes: dict[int, int] = {}
-        for snapshot in core.index.snapshots():
-            if covered(snapshot.id, refs):
-                repo = core.index.repo(snapshot.id.repo_id)
-                blobs = [repo.blobs[digest] for digest in snapshot.digests if digest in repo.blobs]
-                inodes |= {blob.stamp.inode: blob.allocated_bytes for blob in blobs}
+        for repo in used:
+            needed = [snapshot.digests for snapshot in repo.snapshots.values() if covered(snapshot.id, refs)]
+            blobs = [repo.blobs[digest] for digest in frozenset[Digest]().union(*needed) if digest in repo.blobs]
+            inodes |= {blob.stamp.inode: blob.allocated_bytes for blob in blobs}
         sums.append(sum(inodes.values()))
     return sums[0], sums[1]
 
@@ -163,7 +163,9 @@ def orphans(core: Core) -> list[tuple[RepoId, Digest]]:
     """Finished blobs that no snapshot links to and no request holds: left by one that did not come to its end."""
     found = []
     for repo_id, repo in core.index.repos.items():
-        linked = {digest for snapshot in repo.snapshots.values() for digest in snapshot.digests}
+        linked = frozenset[Digest]().union(*(snapshot.digests for snapshot in repo.snapshots.values()))
+        if repo.blobs.keys() <= linked:
+            continue
         found += [(repo_id, d) for d in repo.blobs if d not in linked and not core.use.holds(Name(repo_id, d))]
     return found
 

@@ -169,20 +169,6 @@ class Core:
             log.error("cannot look at the disk, counting what was there before", area=name, why=str(error))
         self.degraded[topic] = f"{error}: counted as it was before"
 
-    async def measure_hub(self) -> None:
-        """All of hub/, one area a folder; what is no folder of a repository counts too."""
-        names = await self.pools.on_disk(os.listdir, self.layout.hub)
-        gone = [
-            n
-            for n in self.space.areas()
-            if n not in names and n not in self.areas() and n != "hub" and not n.startswith("flight ")
-        ]
-        for name in gone:
-            self.space.set_area(name, {})
-        for name in names:
-            await self.measure(name)
-        await self.measure_hub_alone()
-
     async def measure_hub_alone(self) -> None:
         """The directory itself, which grows with what lies in it."""
         sizes, unseen = await self.pools.on_disk(measure, self.layout.hub, deep=False)

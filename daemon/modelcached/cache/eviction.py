@@ -12,8 +12,7 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import structlog
 
@@ -21,8 +20,8 @@ from modelcached.cache.core import Core
 from modelcached.errors import CacheError, Reason
 from modelcached.events import SnapshotEvicted
 from modelcached.ledger.use import Protection
-from modelcached.ledger.victims import Candidate, Inode, Name, Shares, Victim, choose
-from modelcached.model import Commit, Digest, Revision, SnapshotId
+from modelcached.ledger.victims import Books, Candidate, Name, Shares, Victim, choose
+from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId
 from modelcached.store.index import Blob, Snapshot, SnapshotState
 from modelcached.store.scan import measure
 
@@ -36,48 +35,40 @@ _TRY_AGAIN_SECONDS = 60.0
 
 def protections(core: Core, snapshot: Snapshot) -> list[Protection]:
     """What keeps the snapshot from going."""
-    return core.use.protections(snapshot.id, core.refs())
+    repo = core.index.repos.get(snapshot.id.repo_id)
+    return core.use.protections(snapshot.id, {snapshot.id.repo_id: repo.refs} if repo is not None else {})
 
 
-def evictable(core: Core) -> list[SnapshotId]:
-    """What may go now, least recently used first."""
+def evictable(core: Core) -> Iterator[Snapshot]:
+    """What may go now, least recently used first. Each is judged when it is reached: most never are."""
     refs, now = core.refs(), time.monotonic()
-    free = [
-        s.id
-        for s in core.index.snapshots()
-        if s.state is not SnapshotState.CONDEMNED
-        and core.unremovable.get(s.id, now) <= now
-        and not core.use.protections(s.id, refs)
-    ]
-    return core.use.order(free)
+    there = {s.id: s for s in core.index.snapshots() if s.state is not SnapshotState.CONDEMNED}
+    for snapshot_id in core.use.order(there):
+        if core.unremovable.get(snapshot_id, now) <= now and not core.use.protected(snapshot_id, refs):
+            yield there[snapshot_id]
 
 
 def shares(core: Core) -> Shares:
-    """Who shares which blob, as believed now."""
-    users: Counter[Name] = Counter()
-    inodes: dict[Name, Inode] = {}
-    for repo_id, repo in core.index.repos.items():
-        for snapshot in repo.snapshots.values():
-            if snapshot.state is not SnapshotState.CONDEMNED:
-                users.update(Name(repo_id, digest) for digest in snapshot.digests)
-        for digest, blob in repo.blobs.items():
-            name = Name(repo_id, digest)
-            users[name] += core.use.holds(name)
-            inodes[name] = Inode(blob.stamp.inode, blob.allocated_bytes, blob.link_count)
-    return Shares(users, inodes)
+    """Who shares which blob, as believed in this step of the event loop: not to be kept for another."""
+
+    def open_books(repo_id: RepoId) -> Books:
+        repo = core.index.repo(repo_id)
+        users = repo.users()
+        if core.use.holds_in(repo_id):
+            users.update(digest for digest in repo.blobs if core.use.holds(Name(repo_id, digest)))
+        return Books(users, repo.blobs)
+
+    return Shares(open_books)
 
 
 def candidate(snapshot: Snapshot) -> Candidate:
     """The snapshot as the rules see it."""
-    names = frozenset(Name(snapshot.id.repo_id, digest) for digest in snapshot.digests)
-    folders = {path.rpartition("/")[0] for path in snapshot.links}
-    return Candidate(snapshot.id, names, _LINK_BYTES * (len(snapshot.links) + len(folders)))
+    return Candidate(snapshot.id, snapshot.digests, _LINK_BYTES * (len(snapshot.links) + snapshot.folders))
 
 
 def plan(core: Core, wanted_bytes: int) -> tuple[list[Victim], int]:
     """The snapshots that would go to free that much, and what they free."""
-    found = (core.index.snapshot(snapshot) for snapshot in evictable(core))
-    return choose((candidate(s) for s in found if s is not None), shares(core), wanted_bytes)
+    return choose(map(candidate, evictable(core)), shares(core), wanted_bytes)
 
 
 def plan_of(core: Core, snapshots: Iterable[SnapshotId]) -> list[Victim]:

@@ -7,9 +7,11 @@ at any point: it runs again from the beginning.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -17,12 +19,18 @@ import structlog
 from modelcached.cache.core import Core
 from modelcached.errors import CacheError
 from modelcached.ledger.database import COMPLETE, Statement
-from modelcached.model import Commit, RepoId, SnapshotId, shown
+from modelcached.model import Commit, RepoId, SnapshotId, repo_folder, repo_id_of_folder, shown
 from modelcached.store.index import SnapshotState
+from modelcached.store.layout import Layout
 from modelcached.store.manifests import Record
-from modelcached.store.scan import FoundRepo, free_bytes, scan_hub, scan_repo
+from modelcached.store.mounts import is_mounted, mounts_below
+from modelcached.store.scan import FoundRepo, free_bytes, measure
+from modelcached.store.walker import Walker, walking
 
 log = structlog.get_logger()
+
+_FOLDERS_AT_ONCE = 16
+"""Read in a disk thread, then believed on the event loop; what is read and not believed yet takes memory."""
 
 
 @dataclass(slots=True)
@@ -52,26 +60,27 @@ class Report:
 
 async def recover(core: Core, *, lost: str) -> Report:
     """Fills index and account from the disk. ``lost``: why leases may be missing from state.db; empty if none is."""
+    gc.disable()  # nearly all that is made from here on stays: looking for garbage in it takes a fifth of the time
+    try:
+        return await _recover(core, lost)
+    finally:
+        gc.enable()
+
+
+async def _recover(core: Core, lost: str) -> Report:
     report = Report()
     await core.pools.on_disk(_clear_unfinished, core, report)
-    found, strangers = await core.pools.on_disk(scan_hub, core.layout)
-    records: dict[RepoId, dict[Commit, Record]] = {}
-    for record in await core.pools.on_disk(core.manifests.all):
-        records.setdefault(record.manifest.repo_id, {})[record.manifest.commit] = record
-    adopted: set[str] = set()
-    for repo in found.values():
-        adopted |= await core.pools.on_disk(_mend_repo, core, repo, report)
-    await core.pools.on_disk(_drop_shared, core, adopted)
-    report.reported += await core.pools.on_disk(lambda: [path for path in strangers if os.path.lexists(path)])
-    for repo_id in found:
-        fresh = await core.pools.on_disk(scan_repo, core.layout, repo_id)
-        if fresh is None:
-            continue
-        report.reported += fresh.strangers
-        core.index.load(fresh, records.get(repo_id, {}), os.geteuid(), core.layout.repo(repo_id))
-        await core.pools.on_disk(_write_trees, core, _without_tree(core, fresh))
+    folders, mounted = await core.pools.on_disk(_folders, core.layout)
+    walk = _Walk(core, report, strangers=mounted)
+    await walk.through(folders, mends=True)
+    await core.pools.on_disk(_drop_shared, core, walk.adopted)
+    # An inode that became a repository's own has more names than before, whichever repositories they lie in.
+    await walk.through(folders if walk.adopted else walk.mended, mends=False)
+    report.reported += [path for paths in walk.reported.values() for path in paths]
+    report.reported += await core.pools.on_disk(lambda: [path for path in walk.strangers if os.path.lexists(path)])
     for snapshot in core.index.snapshots():
         (report.ready if snapshot.state is SnapshotState.READY else report.unverified).append(str(snapshot.id))
+    recorded = await core.pools.on_disk(walk.recorded)
     await core.pools.on_disk(core.manifests.sweep, frozenset(snapshot.id for snapshot in core.index.snapshots()))
     for snapshot_id in [s for s in core.use.usage if core.index.snapshot(s) is None]:
         core.use.forget(snapshot_id)
@@ -79,9 +88,9 @@ async def recover(core: Core, *, lost: str) -> Report:
         for revision, commit in mended.refs.items():
             if commit not in core.use.formerly(repo_id, revision):
                 core.use.named(repo_id, revision, commit)
-    await measure_all(core)
+    await _measure_rest(core, walk.strangers)
     # Our own records prove that a daemon was here: without its database, every snapshot may be in use.
-    report.recovered_leases = await _recover_leases(core, lost if records else "")
+    report.recovered_leases = await _recover_leases(core, lost if recorded else "")
     report = report.sorted()
     log.info(
         "recovered",
@@ -112,12 +121,82 @@ async def _recover_leases(core: Core, lost: str) -> int:
     return count
 
 
-async def measure_all(core: Core) -> None:
-    """Every area of the account, and the limits."""
+async def _measure_rest(core: Core, strangers: list[str]) -> None:
+    """Every area of the account that no repository's scan has measured, and the limits."""
     _, total = await core.pools.on_disk(free_bytes, core.layout.cache_dir)
     core.apply_limits(core.config.cache, total, await core.pools.on_disk(core.kubelet))
-    await core.measure_hub()
-    await core.measure(*core.areas())
+    mounts = await core.pools.on_disk(mounts_below, core.layout.hub)
+    for path in strangers:
+        if is_mounted(path, mounts):
+            continue  # what lies there is somebody else's
+        name = os.path.basename(path)  # it may be that of an area of ours
+        sizes, _ = await core.pools.on_disk(measure, path)
+        core.space.set_area(path if name in core.areas() else name, sizes)
+    await core.measure("quarantine", "root")
+    await core.measure_after()
+
+
+def _folders(layout: Layout) -> tuple[list[str], list[str]]:
+    """Names in hub/; and paths of those that are a mount, or hold one, which are never entered."""
+    mounts = mounts_below(layout.hub)
+    names = sorted(os.listdir(layout.hub))
+    mounted = [name for name in names if is_mounted(f"{layout.hub}/{name}", mounts)]
+    return [name for name in names if name not in mounted], [f"{layout.hub}/{name}" for name in mounted]
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Through the repositories of hub/: each is read once, and once more where that changed something."""
+
+    core: Core
+    report: Report
+    strangers: list[str] = field(default_factory=list)
+    """Paths in hub/ that are no repository."""
+    mended: list[str] = field(default_factory=list)
+    """Folders of repositories that were changed, and are still to be loaded."""
+    adopted: set[str] = field(default_factory=set)
+    """Shared payloads (huggingface_hub 2.x with Xet) that became repositories' own blobs."""
+    records: bool = False
+    """There is one of ours that can be used."""
+    reported: dict[RepoId, list[str]] = field(default_factory=dict)
+    """Paths that the layout has no place for."""
+
+    async def through(self, folders: Sequence[str], *, mends: bool) -> None:
+        """Loads index and account; what it mends instead is left for another time."""
+        with walking(self.core.layout, folders) as walker:
+            for begin in range(0, len(folders), _FOLDERS_AT_ONCE):
+                few = folders[begin : begin + _FOLDERS_AT_ONCE]
+                for found, records in await self.core.pools.on_disk(self._look, walker, few, mends=mends):
+                    self.core.index.load(found, records, self.core.layout.repo(found.repo_id))
+                    self.core.space.set_area(repo_folder(found.repo_id), found.sizes)
+                    self.reported[found.repo_id] = found.strangers
+                    await self.core.pools.on_disk(_write_trees, self.core, _without_tree(self.core, found))
+
+    def _look(
+        self, walker: Walker, folders: Sequence[str], *, mends: bool
+    ) -> list[tuple[FoundRepo, dict[Commit, Record]]]:
+        seen = []
+        for folder in folders:
+            repo_id = repo_id_of_folder(folder)
+            records = self.core.manifests.of(repo_id) if repo_id else {}
+            digests = {entry.digest.hex: entry.digest for r in records.values() for entry in r.manifest.files.values()}
+            found = walker.found(folder, digests)
+            self.records |= bool(records)
+            if found is None:
+                if mends:
+                    self.strangers.append(f"{self.core.layout.hub}/{folder}")
+            elif mends and _mend_repo(self.core, found, self.report, self.adopted):
+                self.mended.append(folder)
+            else:
+                seen.append((found, records))
+        return seen
+
+    def recorded(self) -> bool:
+        """Whether there is any record that can be used, of repositories that are gone too."""
+        folders = () if self.records else self.core.manifests.folders()
+        return bool(self.records) or any(
+            self.core.manifests.of(repo_id) for repo_id in map(repo_id_of_folder, folders) if repo_id
+        )
 
 
 def _clear_unfinished(core: Core, report: Report) -> None:
@@ -131,40 +210,44 @@ def _clear_unfinished(core: Core, report: Report) -> None:
     core.ballast.fill()
 
 
-def _mend_repo(core: Core, repo: FoundRepo, report: Report) -> set[str]:
+def _mend_repo(core: Core, repo: FoundRepo, report: Report, adopted: set[str]) -> bool:
     """Removes what lies: refs and listings that promise more than there is, and long abandoned downloads.
 
-    Returns the shared payloads (huggingface_hub 2.x with Xet) that became this repository's own blobs.
+    Whether anything has changed. ``adopted`` is told of shared payloads that became this repository's own blobs.
     """
     layout, repo_id = core.layout, repo.repo_id
     try:
         layout.check_real_directory(layout.repo(repo_id))
     except CacheError as error:
         report.reported.append(error.metadata["path"])
-        return set()
+        return True
+    removed = []
     for revision, commit in repo.refs.items():
         if commit not in repo.snapshots:
             core.snapshots.remove_ref(repo_id, revision)
-            report.removed.append(layout.ref(repo_id, revision))
-    core.snapshots.remove_empty_ref_folders(repo_id)
+            removed.append(layout.ref(repo_id, revision))
+    if repo.hollow:
+        core.snapshots.remove_empty_ref_folders(repo_id)
     for commit in repo.trees:
         snapshot = SnapshotId(repo_id, commit)
         if not _tree_is_true(layout.tree(snapshot), repo, commit):
             core.snapshots.remove_tree_file(snapshot)
-            report.removed.append(layout.tree(snapshot))
+            removed.append(layout.tree(snapshot))
     horizon = time.time() - core.config.cache.partial_ttl.total_seconds()
     for path in repo.strangers:
         # huggingface_hub's unfinished files; a young one may belong to a running download.
         if path.endswith(".incomplete") and os.path.isfile(path) and os.lstat(path).st_mtime < horizon:
             core.disk.unlink(path)
-            report.removed.append(path)
-    adopted = set()
-    for digest, blob in repo.blobs.items():
-        if blob.shared_target is not None and not blob.writable_by_others(os.geteuid()):
-            core.snapshots.adopt_shared_blob(repo_id, digest, blob.shared_target)
-            adopted.add(blob.shared_target)
-    core.snapshots.remove_empty_repo(repo_id)
-    return adopted
+            removed.append(path)
+    for digest, target in repo.shared.items():
+        if not repo.blobs[digest].writable_by_others:
+            core.snapshots.adopt_shared_blob(repo_id, digest, target)
+            adopted.add(target)
+    changed = bool(removed or repo.shared or repo.hollow)
+    if changed:
+        core.snapshots.remove_empty_repo(repo_id)
+    report.removed += removed
+    return changed
 
 
 def _without_tree(core: Core, repo: FoundRepo) -> list[Record]:
@@ -191,7 +274,7 @@ def _drop_shared(core: Core, adopted: set[str]) -> None:
 def _tree_is_true(path: str, repo: FoundRepo, commit: Commit) -> bool:
     """Every file that it lists is there, and as long as it says."""
     links = repo.snapshots.get(commit, {})
-    sizes = {name: repo.blobs[d].status.st_size for name, d in links.items() if d is not None and d in repo.blobs}
+    sizes = {name: repo.blobs[digest].size_bytes for name, digest in links.items() if digest in repo.blobs}
     try:
         with open(path, encoding="utf-8") as file:
             return all(sizes.get(name) == entry["size"] for name, entry in json.load(file)["files"].items())

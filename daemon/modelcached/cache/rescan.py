@@ -7,7 +7,6 @@ with the disk while the daemon does nothing there, and what differs counts only 
 from __future__ import annotations
 
 import enum
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -78,11 +77,11 @@ class Difference:
         return {*self.blobs, *self.snapshots, *self.refs}
 
 
-def differ(repo: Repo, found: FoundRepo, stamps: Mapping[Digest, BlobStamp], own_uid: int, path: str) -> Difference:
+def differ(repo: Repo, found: FoundRepo, stamps: Mapping[Digest, BlobStamp], path: str) -> Difference:
     """What of ``found`` is not as believed. ``stamps``: how blobs looked when they were verified."""
     result = Difference()
     for digest, item in found.blobs.items():
-        blob = Blob.found(item, stamps.get(digest), f"{path}/blobs/{digest.hex}", own_uid)
+        blob = Blob.found(item, stamps.get(digest), found.foreign_path(digest, path))
         known = repo.blobs.get(digest)
         if known is None:
             result.blobs[Drift(DriftKind.BLOB_FOUND, digest.hex)] = (digest, blob)
@@ -94,8 +93,7 @@ def differ(repo: Repo, found: FoundRepo, stamps: Mapping[Digest, BlobStamp], own
             result.unbelieved[digest] = replace(blob, verified=False)
     for digest in repo.blobs.keys() - found.blobs.keys():
         result.blobs[Drift(DriftKind.BLOB_GONE, digest.hex)] = (digest, None)
-    for commit, listed in found.snapshots.items():
-        links = {name: digest for name, digest in listed.items() if digest is not None}
+    for commit, links in found.snapshots.items():
         before = repo.snapshots.get(commit)
         if before is None:
             result.snapshots[Drift(DriftKind.SNAPSHOT_FOUND, commit)] = (commit, links)
@@ -117,7 +115,7 @@ def differ(repo: Repo, found: FoundRepo, stamps: Mapping[Digest, BlobStamp], own
 class _Seen:
     found: FoundRepo
     records: dict[Commit, Record]
-    """Ours, of snapshots that are not believed."""
+    """Ours, where something is there that nobody knew of: how it looked when it was verified."""
 
 
 class Rescan:
@@ -138,7 +136,7 @@ class Rescan:
         async with core.removing(repo_id):
             before = _Belief.of(core.index.repos.get(repo_id, Repo()))
             try:
-                seen = await core.pools.on_disk(_see, core, repo_id, frozenset(before.snapshots))
+                seen = await core.pools.on_disk(_see, core, repo_id, before)
             except FileNotFoundError:  # somebody removes it at this moment
                 return Look(again=True)
             if self._busy(repo_id) or not before.holds(core.index.repos.get(repo_id, Repo())):
@@ -160,9 +158,8 @@ class Rescan:
         """One step of the event loop: what was found twice is believed from now on; and whether to look again."""
         core, found = self._core, seen.found
         repo = core.index.repo(repo_id)
-        records = [s.record for s in repo.snapshots.values() if s.record is not None]
-        stamps = {d: stamp for record in [*records, *seen.records.values()] for d, stamp in record.stamps.items()}
-        difference = differ(repo, found, stamps, os.geteuid(), core.layout.repo(repo_id))
+        stamps = {d: stamp for record in seen.records.values() for d, stamp in record.stamps.items()}
+        difference = differ(repo, found, stamps, core.layout.repo(repo_id))
         for drift, (digest, _) in list(difference.blobs.items()):
             if self._in_flight(digest):
                 del difference.blobs[drift]
@@ -243,14 +240,13 @@ class _Belief:
         )
 
 
-def _see(core: Core, repo_id: RepoId, known: frozenset[Commit]) -> _Seen:
+def _see(core: Core, repo_id: RepoId, known: _Belief) -> _Seen:
     """Blocking. Raises FileNotFoundError where hub/ itself is not the one that we keep, or something goes meanwhile."""
     _check_hub(core)
     found = scan_repo(core.layout, repo_id) or FoundRepo(repo_id)
     _check_hub(core)  # all is gone where hub/ is: that is no drift of its repositories
-    fresh = [commit for commit in found.snapshots if commit not in known]
-    records = {commit: record for commit in fresh if (record := core.manifests.read(repo_id, commit)) is not None}
-    return _Seen(found, records)
+    fresh = found.snapshots.keys() - known.snapshots.keys() or found.blobs.keys() - known.blobs.keys()
+    return _Seen(found, core.manifests.of(repo_id) if fresh else {})
 
 
 def _check_hub(core: Core) -> None:

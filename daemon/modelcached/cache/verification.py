@@ -16,7 +16,7 @@ from modelcached.ledger.victims import Name
 from modelcached.model import Digest, RepoId, Selection
 from modelcached.store.index import Blob
 from modelcached.store.manifests import BlobStamp
-from modelcached.store.scan import FoundBlob, regular_status
+from modelcached.store.scan import BLOCK, FoundBlob, regular_status
 from modelcached.transfer.hashing import hash_file
 
 log = structlog.get_logger()
@@ -83,7 +83,7 @@ async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, te
     if now is None or BlobStamp.of(now) != BlobStamp.of(status):
         return  # somebody else has replaced what was hashed: not ours to judge
     if blob is None:
-        blobs[digest] = Blob.found(FoundBlob(now), None, path, os.geteuid())
+        blobs[digest] = Blob.found(FoundBlob.of(now, os.geteuid(), now.st_blocks * BLOCK), None, None)
     await condemn(core, repo_id, digest)
 
 

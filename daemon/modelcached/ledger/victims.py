@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from modelcached.model import Digest, RepoId, SnapshotId
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """One name of a blob: the digest in a repository's blobs/."""
 
     repo_id: RepoId
     digest: Digest
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Blob(Protocol):
     """What lies behind a name."""
 
-    number: int
-    allocated_bytes: int
-    link_count: int
-    """Names anywhere on the filesystem; those that are not ours keep the bytes alive."""
+    @property
+    def inode(self) -> int:
+        """Its number."""
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What du sees of it."""
+
+    @property
+    def link_count(self) -> int:
+        """Names anywhere on the filesystem; those that are not ours keep the bytes alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Of one repository."""
+
+    users: Counter[Digest]
+    """How many of its snapshots, and of requests for it, need each blob."""
+    blobs: Mapping[Digest, Blob]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +47,8 @@ class Candidate:
     """A snapshot that might go."""
 
     id: SnapshotId
-    names: frozenset[Name]
+    digests: frozenset[Digest]
+    """The blobs of its repository that it links to."""
     own_bytes: int
     """Blocks of its directories and links."""
 
@@ -48,37 +64,50 @@ class Victim:
 class Shares:
     """Who shares what: counts names down as snapshots go, and says when an inode's last one went."""
 
-    def __init__(self, users: Mapping[Name, int], inodes: Mapping[Name, Inode]) -> None:
-        """``users``: how many snapshots of its repository link to each name."""
-        self._users = Counter(users)
-        self._inodes = inodes
-        self._names_left = {inode.number: inode.link_count for inode in inodes.values()}
+    def __init__(self, open_books: Callable[[RepoId], Books]) -> None:
+        """Books are opened for repositories that are asked about, for a cache has many more; then they are ours."""
+        self._open_books = open_books
+        self._books: dict[RepoId, Books] = {}
+        self._names_gone: Counter[int] = Counter()
 
     def alone(self, candidate: Candidate) -> int:
         """What du would lose if only the candidate went."""
-        gone: Counter[int] = Counter()
-        freed = candidate.own_bytes
-        for name in candidate.names:
-            inode = self._inodes.get(name)
-            if inode is None or self._users[name] > 1:
-                continue
-            gone[inode.number] += 1
-            if gone[inode.number] == self._names_left[inode.number]:
-                freed += inode.allocated_bytes
-        return freed
+        books = self._of(candidate.id.repo_id)
+        freed, _ = self._freed(books, [digest for digest in candidate.digests if books.users[digest] <= 1])
+        return candidate.own_bytes + freed
 
     def remove(self, candidate: Candidate) -> Victim:
         """Takes the candidate away; what du loses by that."""
-        freed = candidate.own_bytes
-        for name in candidate.names:
-            self._users[name] -= 1
-            inode = self._inodes.get(name)
-            if self._users[name] > 0 or inode is None:
+        books = self._of(candidate.id.repo_id)
+        unused = []
+        for digest in candidate.digests:
+            books.users[digest] -= 1
+            if books.users[digest] <= 0:
+                unused.append(digest)
+        freed, gone = self._freed(books, unused)
+        self._names_gone.update(gone)
+        return Victim(candidate.id, candidate.own_bytes + freed)
+
+    def _of(self, repo_id: RepoId) -> Books:
+        books = self._books.get(repo_id)
+        if books is None:
+            books = self._books[repo_id] = self._open_books(repo_id)
+        return books
+
+    def _freed(self, books: Books, digests: Iterable[Digest]) -> tuple[int, Counter[int]]:
+        """What du would lose with those names; and how many names that would take from inodes that have several."""
+        freed = 0
+        gone: Counter[int] = Counter()
+        for digest in digests:
+            blob = books.blobs.get(digest)
+            if blob is None:
                 continue
-            self._names_left[inode.number] -= 1
-            if self._names_left[inode.number] == 0:
-                freed += inode.allocated_bytes
-        return Victim(candidate.id, freed)
+            if blob.link_count > 1:
+                gone[blob.inode] += 1
+                if gone[blob.inode] + self._names_gone[blob.inode] != blob.link_count:
+                    continue
+            freed += blob.allocated_bytes
+        return freed, gone
 
 
 def choose(in_order: Iterable[Candidate], shares: Shares, wanted_bytes: int) -> tuple[list[Victim], int]:
@@ -87,10 +116,8 @@ def choose(in_order: Iterable[Candidate], shares: Shares, wanted_bytes: int) -> 
     If all together free less, all are returned: the caller sees the sum and decides.
     """
     victims: list[Victim] = []
-    freed = 0
-    for candidate in in_order:
-        if freed >= wanted_bytes:
-            break
+    freed, left = 0, iter(in_order)
+    while freed < wanted_bytes and (candidate := next(left, None)) is not None:
         victim = shares.remove(candidate)
         victims.append(victim)
         freed += victim.freed_bytes

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import enum
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId
 from modelcached.store.manifests import BlobStamp, Record
@@ -37,24 +38,25 @@ class Blob:
     path: str | None = None
     """Where a foreign blob's bytes are."""
 
+    @property
+    def inode(self) -> int:
+        """Its number."""
+        return self.stamp.inode
+
     @classmethod
     def verified_now(cls, status: os.stat_result) -> Blob:
         """A blob that this daemon has just published."""
         return cls(BlobStamp.of(status), status.st_blocks * BLOCK, status.st_nlink, verified=True)
 
     @classmethod
-    def found(cls, blob: FoundBlob, stamp: BlobStamp | None, path: str, own_uid: int) -> Blob:
-        """A blob that a scan found; verified if it still looks as it did when it was."""
-        now = BlobStamp.of(blob.status)
-        foreign = blob.shared_target is not None or blob.writable_by_others(own_uid)
-        return cls(
-            now,
-            blob.status.st_blocks * BLOCK,
-            blob.status.st_nlink,
-            verified=now == stamp and not foreign,
-            foreign=foreign,
-            path=(blob.shared_target or path) if foreign else None,
-        )
+    def found(cls, found: FoundBlob, stamp: BlobStamp | None, foreign_path: str | None) -> Blob:
+        """A blob that a scan found; verified if it still looks as it did when it was, and is our own."""
+        now = BlobStamp._make(found[:3])
+        if foreign_path is not None:
+            return cls(now, found.allocated_bytes, found.link_count, verified=False, foreign=True, path=foreign_path)
+        if now == stamp:  # the record's own, for there are many
+            return cls(stamp, found.allocated_bytes, found.link_count, verified=True)
+        return cls(now, found.allocated_bytes, found.link_count, verified=False)
 
 
 @dataclass(slots=True)
@@ -69,25 +71,13 @@ class Snapshot:
     state: SnapshotState
     digests: frozenset[Digest] = field(init=False)
     """The blobs it needs; kept, for evicting asks every snapshot about every blob."""
+    folders: int = field(init=False)
+    """Directories that its links lie in."""
 
     def __post_init__(self) -> None:
         """``links`` never changes: a snapshot that grows is another one."""
         self.digests = frozenset(self.links.values())
-
-
-def state_of(record: Record | None, links: Mapping[str, Digest], blobs: Mapping[Digest, Blob]) -> SnapshotState:
-    """What may be believed of a snapshot that holds those links: all that its record says is complete is there."""
-    whole = (
-        record is not None
-        and bool(record.selections)
-        and all(
-            links.get(path) == record.manifest.files[path].digest
-            and (blob := blobs.get(record.manifest.files[path].digest)) is not None
-            and blob.verified
-            for path in record.paths
-        )
-    )
-    return SnapshotState.READY if whole else SnapshotState.UNVERIFIED
+        self.folders = len({path.rpartition("/")[0] for path in self.links})
 
 
 @dataclass(slots=True)
@@ -98,12 +88,35 @@ class Repo:
     snapshots: dict[Commit, Snapshot] = field(default_factory=dict)
     refs: dict[Revision, Commit] = field(default_factory=dict)
 
+    def users(self) -> Counter[Digest]:
+        """How many snapshots that are not going link to each blob."""
+        users: Counter[Digest] = Counter()
+        for snapshot in self.snapshots.values():
+            if snapshot.state is not SnapshotState.CONDEMNED:
+                users.update(snapshot.digests)
+        return users
+
+
+def state_of(record: Record | None, links: Mapping[str, Digest], blobs: Mapping[Digest, Blob]) -> SnapshotState:
+    """What may be believed of a snapshot that holds those links: all that its record says is complete is there."""
+    if record is None or not record.selections:
+        return SnapshotState.UNVERIFIED
+    files = record.manifest.files
+    for path in record.paths:
+        digest = files[path].digest
+        blob = blobs.get(digest)
+        if links.get(path) != digest or blob is None or not blob.verified:
+            return SnapshotState.UNVERIFIED
+    return SnapshotState.READY
+
 
 class Index:
     """All repositories. Not thread-safe; the event loop's alone."""
 
     def __init__(self) -> None:
         self.repos: dict[RepoId, Repo] = {}
+        self._homes: dict[Digest, tuple[RepoId, ...]] = {}
+        """Repositories that have, or once had, a blob: where to look for another name of it."""
 
     def repo(self, repo_id: RepoId) -> Repo:
         """The repository's part, made when missing."""
@@ -130,15 +143,21 @@ class Index:
         if before is not None and before.stamp.inode != blob.stamp.inode:
             self.drop_link(repo_id, digest)  # another took its place
         self.repo(repo_id).blobs[digest] = blob
+        homes = self._homes.get(digest, ())
+        if repo_id not in homes:
+            self._homes[digest] = (*homes, repo_id)
         for other in self._names(digest, blob.stamp.inode):
             other.link_count = blob.link_count
 
     def drop_link(self, repo_id: RepoId, digest: Digest) -> Blob | None:
         """Believes in one name less, and returns it; those that are left know it."""
         blob = self.repo(repo_id).blobs.pop(digest, None)
-        if blob is not None:
-            for other in self._names(digest, blob.stamp.inode):
-                other.link_count -= 1
+        if blob is None:
+            return None
+        if homes := tuple(home for home in self._homes.pop(digest, ()) if home != repo_id):
+            self._homes[digest] = homes
+        for other in self._names(digest, blob.stamp.inode):
+            other.link_count -= 1
         return blob
 
     def restore_link(self, repo_id: RepoId, digest: Digest, blob: Blob) -> None:
@@ -149,8 +168,8 @@ class Index:
         self.add_link(repo_id, digest, blob)
 
     def _names(self, digest: Digest, inode: int) -> Iterator[Blob]:
-        for repo in self.repos.values():
-            blob = repo.blobs.get(digest)
+        for repo_id in self._homes.get(digest, ()):
+            blob = self.blob(repo_id, digest)
             if blob is not None and blob.stamp.inode == inode:
                 yield blob
 
@@ -161,8 +180,8 @@ class Index:
 
     def donor(self, digest: Digest) -> RepoId | None:
         """A repository that has the digest, verified and safe to link to."""
-        for repo_id, repo in self.repos.items():
-            blob = repo.blobs.get(digest)
+        for repo_id in self._homes.get(digest, ()):
+            blob = self.blob(repo_id, digest)
             if blob is not None and blob.verified and not blob.foreign:
                 return repo_id
         return None
@@ -179,19 +198,27 @@ class Index:
             for snapshot in self.repo(repo_id).snapshots.values()
         )
 
-    def load(self, found: FoundRepo, records: dict[Commit, Record], own_uid: int, repo_path: str) -> None:
+    def load(self, found: FoundRepo, records: dict[Commit, Record], repo_path: str) -> None:
         """Believes what a scan found of one repository."""
         repo = Repo(refs=dict(found.refs))
         stamps: dict[Digest, BlobStamp] = {}
         for known_record in records.values():
             stamps |= known_record.stamps
-        for digest, item in found.blobs.items():
-            repo.blobs[digest] = Blob.found(item, stamps.get(digest), f"{repo_path}/blobs/{digest.hex}", own_uid)
+        here = (found.repo_id,)
+        for digest, blob in found.blobs.items():
+            repo.blobs[digest] = Blob.found(blob, stamps.get(digest), found.foreign_path(digest, repo_path))
+            homes = self._homes.setdefault(digest, here)
+            if found.repo_id not in homes:
+                self._homes[digest] = homes + here
         for commit, links in found.snapshots.items():
-            known = {path: digest for path, digest in links.items() if digest is not None}
-            snapshot_id, record = SnapshotId(found.repo_id, commit), records.get(commit)
-            state = state_of(record, known, repo.blobs)
-            repo.snapshots[commit] = Snapshot(snapshot_id, known, record, state)
+            record = records.get(commit)
+            repo.snapshots[commit] = Snapshot(
+                SnapshotId(found.repo_id, commit),
+                links,
+                # Blobs have the stamps from here on; publishing makes new ones of theirs.
+                replace(record, stamps={}) if record is not None else None,
+                state_of(record, links, repo.blobs),
+            )
         if repo.blobs or repo.snapshots or repo.refs:
             self.repos[found.repo_id] = repo
         else:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from modelcached.errors import CacheError
 from modelcached.model import (
@@ -21,6 +23,7 @@ from modelcached.model import (
     Selection,
     SnapshotId,
     as_commit,
+    repo_folder,
     repo_id_of_folder,
 )
 from modelcached.store.disk import Disk
@@ -30,8 +33,7 @@ from modelcached.store.scan import bytes_of_name
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class BlobStamp:
+class BlobStamp(NamedTuple):
     """What stat says of a blob that was verified; a difference means that it must be hashed again."""
 
     inode: int
@@ -96,38 +98,56 @@ class Record:
                     for digest, stamp in sorted(self.stamps.items())
                 },
             },
-            indent=1,
+            separators=(",", ":"),  # a start reads thousands of these
         )
 
     @classmethod
-    def from_json(cls, text: str, repo_id: RepoId, commit: Commit) -> Record | None:
-        """None for what is damaged, of another version, or of another commit."""
+    def from_json(
+        cls, text: str, repo_id: RepoId, commit: Commit, known: Mapping[str, Digest] | None = None
+    ) -> Record | None:
+        """None for what is damaged, of another version, or of another commit. ``known``: digests by their hex."""
         try:
             data = json.loads(text)
             if (data["format_version"], data["repo_id"], data["commit"]) != (FORMAT_VERSION, repo_id, commit):
                 return None
-            files = [
-                FileEntry(path, int(item["size"]), _digest(item["digest"]), item["blob_id"], item.get("xet_hash"))
-                for path, item in data["files"].items()
-            ]
-            manifest = Manifest.of(repo_id, commit, files, restricted=bool(data["restricted"]))
+            digests = _digests(data, known or {})
+            entries = _entries(data["files"], digests)
+            manifest = Manifest.of(repo_id, commit, entries, restricted=bool(data["restricted"]))
+            same: dict[frozenset[str], frozenset[str]] = {}
             selections = {
-                name: Selection(name, item["format"], frozenset(item["paths"]))
+                name: Selection(name, item["format"], same.setdefault(paths := _paths(item["paths"], manifest), paths))
                 for name, item in data["selections"].items()
             }
-            if any(not selection.paths <= manifest.files.keys() for selection in selections.values()):
-                return None
-            stamps = {_digest(name): BlobStamp(*map(int, values)) for name, values in data["stamps"].items()}
+            stamps = {digests[name]: BlobStamp._make(values) for name, values in data["stamps"].items()}
             return cls(manifest, selections, stamps, tuple(data["readers"]))
         except (ValueError, KeyError, TypeError, AttributeError, CacheError):
             return None
 
 
-def _digest(text: str) -> Digest:
-    digest = Digest.parse(text)
-    if digest is None:
-        raise ValueError(text)
-    return digest
+def _digests(data: dict[str, Any], known: Mapping[str, Digest]) -> dict[str, Digest]:
+    """All that it names, by their hex. One object for each: a large cache names the same in several places."""
+    texts = dict.fromkeys([item["digest"] for item in data["files"].values()]) | data["stamps"]
+    digests = {text: known[text] for text in texts.keys() & known.keys()}
+    return digests | Digest.parse_all(texts.keys() - digests.keys())
+
+
+def _entries(files: dict[str, Any], digests: dict[str, Digest]) -> list[FileEntry]:
+    """As they lie on disk, with one text for what is the same in thousands of records."""
+    entries = []
+    for path, item in files.items():
+        digest, blob_id = digests[item["digest"]], item["blob_id"]
+        blob_id = digest.hex if blob_id == digest.hex else blob_id
+        entries.append(FileEntry._make((sys.intern(path), int(item["size"]), digest, blob_id, item.get("xet_hash"))))
+    return entries
+
+
+def _paths(texts: list[str], manifest: Manifest) -> frozenset[str]:
+    """The manifest's own texts. Raises ValueError where it has no such file."""
+    wanted = frozenset(texts)
+    paths = frozenset(filter(wanted.__contains__, manifest.files))
+    if len(paths) != len(wanted):
+        raise ValueError("names no file of the commit")
+    return paths
 
 
 class ManifestStore:
@@ -137,11 +157,11 @@ class ManifestStore:
         self._disk = disk
         self._layout = layout
 
-    def read(self, repo_id: RepoId, commit: Commit) -> Record | None:
-        """The record, or None where there is none that can be used."""
+    def read(self, repo_id: RepoId, commit: Commit, known: Mapping[str, Digest] | None = None) -> Record | None:
+        """The record, or None where there is none that can be used. ``known``: digests by their hex, to share."""
         try:
             with open(self._layout.manifest(repo_id, commit), encoding="utf-8") as file:
-                return Record.from_json(file.read(), repo_id, commit)
+                return Record.from_json(file.read(), repo_id, commit, known)
         except (FileNotFoundError, UnicodeDecodeError):
             return None
 
@@ -159,23 +179,29 @@ class ManifestStore:
         self._disk.unlink(path)
         return sizes[0] + (sizes[1] if self._disk.rmdir(folder) else 0)
 
-    def all(self) -> list[Record]:
-        """Every record that can be used."""
-        records = []
-        for folder in os.listdir(self._layout.manifests):
-            repo_id = repo_id_of_folder(folder)
-            if repo_id is None:
-                continue
-            for name in os.listdir(f"{self._layout.manifests}/{folder}"):
-                commit = as_commit(name.removesuffix(".json"))
-                record = self.read(repo_id, commit) if commit else None
-                if record is not None:
-                    records.append(record)
+    def of(self, repo_id: RepoId) -> dict[Commit, Record]:
+        """Every record of the repository that can be used."""
+        records: dict[Commit, Record] = {}
+        known: dict[str, Digest] = {}
+        try:
+            names = os.listdir(f"{self._layout.manifests}/{repo_folder(repo_id)}")
+        except (FileNotFoundError, NotADirectoryError):
+            return records
+        for name in sorted(names):
+            commit = as_commit(name.removesuffix(".json"))
+            record = self.read(repo_id, commit, known) if commit else None
+            if commit is not None and record is not None:
+                records[commit] = record
+                known.update((entry.digest.hex, entry.digest) for entry in record.manifest.files.values())
         return records
+
+    def folders(self) -> list[str]:
+        """Names of the directories that hold records, each of one repository."""
+        return sorted(os.listdir(self._layout.manifests))
 
     def sweep(self, snapshots: Collection[SnapshotId]) -> None:
         """At start: removes what is recorded of any other snapshot, readable or not, and folders that hold nothing."""
-        for folder in sorted(os.listdir(self._layout.manifests)):
+        for folder in self.folders():
             repo_id, path = repo_id_of_folder(folder), f"{self._layout.manifests}/{folder}"
             if repo_id is None:
                 continue

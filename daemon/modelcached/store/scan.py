@@ -5,35 +5,53 @@ The files are the truth; everything in memory is made from what is found here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from modelcached.errors import CacheError
-from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit, parse_revision, repo_id_of_folder
+from modelcached.model import Algorithm, Commit, Digest, RepoId, Revision, SnapshotId, as_commit, parse_revision
 from modelcached.store.layout import Layout, link_text
-from modelcached.store.mounts import is_mounted, mounts_below
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL}
 """What a disk that is well says of a link that is gone, or is none."""
 
 BLOCK = 512  # stat(2): st_blocks counts these, whatever the filesystem's own block is
 
+Sizes = dict[int, int]
+"""Allocated bytes by inode."""
 
-@dataclass(frozen=True, slots=True)
-class FoundBlob:
-    """A file in blobs/."""
 
-    status: os.stat_result
-    """Of the content: of the target where the blob is a link into the shared store."""
-    shared_target: str | None = None
-    """huggingface_hub 2.x with Xet: the payload's path below hub/blobs/."""
+class FoundBlob(NamedTuple):
+    """A file in blobs/: of the content, where it is a link into the shared store."""
 
-    def writable_by_others(self, own_uid: int) -> bool:
-        """Somebody else could change its bytes after they were verified."""
-        return self.status.st_uid != own_uid or bool(self.status.st_mode & 0o022)
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    allocated_bytes: int
+    link_count: int
+    """st_nlink."""
+    writable_by_others: bool
+    """Somebody else could change its bytes after they were verified."""
+
+    @classmethod
+    def of(cls, status: os.stat_result, own_uid: int, allocated_bytes: int) -> FoundBlob:
+        """By the stat of its content."""
+        return cls._make(
+            (
+                status.st_ino,
+                status.st_size,
+                status.st_mtime_ns,
+                allocated_bytes,
+                status.st_nlink,
+                status.st_uid != own_uid or bool(status.st_mode & 0o022),
+            )
+        )
 
 
 @dataclass(slots=True)
@@ -42,41 +60,49 @@ class FoundRepo:
 
     repo_id: RepoId
     blobs: dict[Digest, FoundBlob] = field(default_factory=dict)
-    snapshots: dict[Commit, dict[str, Digest | None]] = field(default_factory=dict)
-    """Path -> the blob it links to; None for anything that is not a link to a blob of this repository."""
+    shared: dict[Digest, str] = field(default_factory=dict)
+    """huggingface_hub 2.x with Xet: the payload's path below hub/blobs/, for blobs that are links to one."""
+    snapshots: dict[Commit, dict[str, Digest]] = field(default_factory=dict)
+    """Path -> the blob it links to; without what is no link to a blob of this repository."""
     refs: dict[Revision, Commit] = field(default_factory=dict)
     trees: set[Commit] = field(default_factory=set)
     strangers: list[str] = field(default_factory=list)
     """What the layout has no place for: symlinked directories, *.incomplete, plain files."""
+    sizes: Sizes = field(default_factory=dict)
+    """As ``measure`` finds them: the same look tells both."""
+    hollow: bool = False
+    """It has a directory with nothing in it, or neither blobs nor snapshots."""
+
+    def foreign_path(self, digest: Digest, repo_path: str) -> str | None:
+        """Where the bytes of a blob are that is not ours alone; None for our own."""
+        if digest in self.shared or self.blobs[digest].writable_by_others:
+            return self.shared.get(digest, f"{repo_path}/blobs/{digest.hex}")
+        return None
 
 
-def measure(
-    path: str, *, skip: frozenset[str] = frozenset(), deep: bool = True
-) -> tuple[dict[int, int], OSError | None]:
-    """Allocated bytes by inode of all at and below path, as du -x counts; what vanishes meanwhile counts nothing.
+def measure(path: str, *, skip: frozenset[str] = frozenset(), deep: bool = True) -> tuple[Sizes, OSError | None]:
+    """Allocated bytes of all at and below path, as du -x counts; what vanishes meanwhile counts nothing.
 
-    Other filesystems that are mounted below are nobody's business here: their bytes are not the cache's. The second
-    is why not all of it could be seen (the last error), or None. Without ``deep``: of path alone.
+    By inode, but those of directories and symlinks together under the first one's: they are never of two areas at
+    once, and a cache has a link for each file. Other filesystems that are mounted below are nobody's business here:
+    their bytes are not the cache's. The second is why not all of it could be seen (the last error), or None. Without
+    ``deep``: of path alone.
     """
-    sizes: dict[int, int] = {}
+    sizes: Sizes = {}
     unseen: OSError | None = None
-    pending = [path]
-    device: int | None = None
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return sizes, None
+    except OSError as error:
+        return sizes, error
+    top, device = _add(sizes, status), status.st_dev
+    pending = [path] if deep and stat.S_ISDIR(status.st_mode) else []
     while pending:
-        current = pending.pop()
         try:
-            status = os.lstat(current)
-            if status.st_dev != (device := device or status.st_dev):
-                continue
-            sizes[status.st_ino] = status.st_blocks * BLOCK
-            if not deep or not stat.S_ISDIR(status.st_mode):
-                continue
-            with os.scandir(current) as entries:
+            with os.scandir(pending.pop()) as entries:
                 for entry in entries:
                     if entry.path in skip:
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
                         continue
                     try:
                         item = entry.stat(follow_symlinks=False)
@@ -84,12 +110,24 @@ def measure(
                         continue
                     if item.st_dev != device:
                         continue
-                    sizes[item.st_ino] = item.st_blocks * BLOCK
+                    if stat.S_ISDIR(item.st_mode):
+                        pending.append(entry.path)
+                    _add(sizes, item, top)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             unseen = error
     return sizes, unseen
+
+
+def _add(sizes: Sizes, status: os.stat_result, top: int | None = None) -> int:
+    """Counts it; under which inode."""
+    alone = stat.S_ISDIR(status.st_mode) or (stat.S_ISLNK(status.st_mode) and status.st_nlink == 1)
+    if top is None or not alone:
+        sizes[status.st_ino] = status.st_blocks * BLOCK
+        return status.st_ino
+    sizes[top] += status.st_blocks * BLOCK
+    return top
 
 
 def bytes_of_name(path: str) -> int:
@@ -108,134 +146,194 @@ def _real_directory(path: str) -> bool:
         return False
 
 
-def _blob(path: str, hub: str) -> FoundBlob | None:
-    status = os.lstat(path)
-    if stat.S_ISREG(status.st_mode):
-        return FoundBlob(status)
-    if stat.S_ISLNK(status.st_mode):
-        # file_download.py, _create_symlink: a relative link into <cache>/blobs/<2 hex>/<xet hash>
-        target = os.path.realpath(path)
-        if target.startswith(f"{os.path.realpath(hub)}/blobs/") and os.path.isfile(target):
-            return FoundBlob(os.stat(target), target)
-    return None
+_LAYOUT = ("blobs", "snapshots", "trees", "refs")
+_MISSES = ".no_exist"
+"""huggingface_hub's: files that a commit is known not to have."""
 
 
-def _links(directory: str) -> dict[str, Digest | None]:
-    """The files below a snapshot's directory, and the blobs that they say they are."""
-    links: dict[str, Digest | None] = {}
-    pending = [("", directory)]
-    while pending:
-        prefix, current = pending.pop()
-        depth = prefix.count("/")
-        with os.scandir(current) as entries:
-            for entry in entries:
-                name = prefix + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append((f"{name}/", entry.path))
+class _Scan:
+    """One walk through a repository: each directory is read once, each entry looked at once."""
+
+    def __init__(self, layout: Layout, repo_id: RepoId, known: Mapping[str, Digest], status: os.stat_result) -> None:
+        self.found = FoundRepo(repo_id)
+        self._hub = layout.hub
+        self._digests = dict(known)
+        self._sizes = self.found.sizes
+        self._top = _add(self._sizes, status)
+
+    def run(self, root: str) -> None:
+        directories = {}
+        for entry in self._entries(root):
+            if entry.name in _LAYOUT and entry.is_dir(follow_symlinks=False):
+                _add(self._sizes, entry.stat(follow_symlinks=False), self._top)
+                directories[entry.name] = entry.path
+            elif entry.name == _MISSES:
+                self._sizes |= measure(entry.path)[0]
+                self.found.hollow |= entry.is_dir(follow_symlinks=False) and not os.listdir(entry.path)
+            else:
+                self._stranger(entry)
+        self.found.hollow |= "blobs" not in directories and "snapshots" not in directories
+        # Blobs come first: whatever links to one shares its digest.
+        for name, look in zip(_LAYOUT, (self._blobs, self._snapshots, self._trees, self._refs), strict=True):
+            if name in directories:
+                entries = self._entries(directories[name])
+                self.found.hollow |= not entries and name != "refs"
+                look(entries)
+        self.found.strangers.sort()
+
+    @staticmethod
+    def _entries(directory: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(directory) as entries:
+                return list(entries)
+        except FileNotFoundError:
+            return []
+
+    def _stranger(self, entry: os.DirEntry[str]) -> None:
+        self.found.strangers.append(entry.path)
+        self._sizes |= measure(entry.path)[0]
+
+    def _digest(self, text: str) -> Digest | None:
+        digest = self._digests.get(text)
+        if digest is None and (digest := Digest.parse(text)) is not None:
+            self._digests[text] = digest
+        return digest
+
+    # A large cache has hundreds of thousands of blobs and links: what is done for each is written out.
+
+    def _blobs(self, entries: list[os.DirEntry[str]]) -> None:
+        own_uid = os.geteuid()
+        numbers: dict[int, int] = {}  # most small files have the same size on disk; one number does for all
+        for entry in entries:
+            digest = self._digests.get(entry.name) or self._digest(entry.name)
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if digest is not None and stat.S_ISREG(status.st_mode):
+                allocated = status.st_blocks * BLOCK
+                allocated = numbers.setdefault(allocated, allocated)
+                self.found.blobs[digest] = blob = FoundBlob.of(status, own_uid, allocated)
+                self._sizes[blob.inode] = allocated
+            elif digest is None or not self._shared_blob(entry, digest, status):
+                self._stranger(entry)
+
+    def _shared_blob(self, entry: os.DirEntry[str], digest: Digest, status: os.stat_result) -> bool:
+        """file_download.py, _create_symlink: a relative link into <cache>/blobs/<2 hex>/<xet hash>."""
+        if not stat.S_ISLNK(status.st_mode):
+            return False
+        target = os.path.realpath(entry.path)
+        if not target.startswith(f"{os.path.realpath(self._hub)}/blobs/") or not os.path.isfile(target):
+            return False
+        _add(self._sizes, status, self._top)
+        content = os.stat(target)
+        self.found.blobs[digest] = FoundBlob.of(content, os.geteuid(), content.st_blocks * BLOCK)
+        self.found.shared[digest] = target
+        return True
+
+    def _snapshots(self, entries: list[os.DirEntry[str]]) -> None:
+        for entry in entries:
+            commit = as_commit(entry.name)
+            if commit is None or not entry.is_dir(follow_symlinks=False):
+                self._stranger(entry)
+                continue
+            links = self.found.snapshots[commit] = {}
+            pending = [("", entry, link_text("", _NO_DIGEST))]
+            for prefix, folder, way in pending:
+                with contextlib.suppress(FileNotFoundError):
+                    _add(self._sizes, folder.stat(follow_symlinks=False), self._top)
+                for item in self._entries(folder.path):
+                    if item.is_dir(follow_symlinks=False):
+                        pending.append((f"{prefix}{item.name}/", item, f"../{way}"))
+                        continue
+                    try:
+                        status = item.stat(follow_symlinks=False)
+                        text = os.readlink(item.path) if stat.S_ISLNK(status.st_mode) else ""
+                    except FileNotFoundError:
+                        continue
+                    if status.st_nlink == 1 and text:
+                        self._sizes[self._top] += status.st_blocks * BLOCK
+                    else:
+                        _add(self._sizes, status, self._top)
+                    if text.startswith(way):
+                        name = text[len(way) :]
+                        digest = self._digests.get(name) or self._digest(name)
+                        if digest is not None:
+                            # Thousands of snapshots have a config.json; one text does for all.
+                            links[sys.intern(prefix + item.name)] = digest
+
+    def _trees(self, entries: list[os.DirEntry[str]]) -> None:
+        for entry in entries:
+            commit = as_commit(entry.name.removesuffix(".json"))
+            if commit is None or not entry.is_file(follow_symlinks=False):
+                self._stranger(entry)
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                _add(self._sizes, entry.stat(follow_symlinks=False), self._top)
+                self.found.trees.add(commit)
+
+    def _refs(self, entries: list[os.DirEntry[str]]) -> None:
+        pending = [("", entry) for entry in entries]
+        for prefix, entry in pending:
+            commit = None
+            try:
+                status = entry.stat(follow_symlinks=False)
+                _add(self._sizes, status, self._top)
+                if stat.S_ISDIR(status.st_mode):
+                    inside = self._entries(entry.path)
+                    self.found.hollow |= not inside
+                    pending += [(f"{prefix}{entry.name}/", inner) for inner in inside]
                     continue
-                links[name] = None
-                if entry.is_symlink():
-                    text = os.readlink(entry.path)
-                    folder, _, blob = text.rpartition("/")
-                    if folder == "../" * (depth + 2) + "blobs":
-                        links[name] = Digest.parse(blob)
-    return links
-
-
-def _refs(directory: str) -> tuple[dict[Revision, Commit], list[str]]:
-    refs: dict[Revision, Commit] = {}
-    strangers: list[str] = []
-    pending = [("", directory)]
-    while pending:
-        prefix, current = pending.pop()
-        with os.scandir(current) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append((f"{prefix}{entry.name}/", entry.path))
-                    continue
-                commit = None
-                if entry.is_file(follow_symlinks=False) and entry.stat().st_size <= 128:
+                if stat.S_ISREG(status.st_mode) and status.st_size <= 128:
                     with open(entry.path, encoding="ascii", errors="replace") as file:
                         commit = as_commit(file.read().strip())
-                try:
-                    revision = parse_revision(prefix + entry.name)
-                except CacheError:
-                    commit = None
-                if commit is None:
-                    strangers.append(entry.path)
-                else:
-                    refs[revision] = commit
-    return refs, strangers
+            except FileNotFoundError:
+                continue
+            try:
+                revision = parse_revision(prefix + entry.name)
+            except CacheError:
+                commit = None
+            if commit is None:
+                self.found.strangers.append(entry.path)
+            else:
+                self.found.refs[revision] = commit
 
 
-def _entries(found: FoundRepo, directory: str) -> Iterator[os.DirEntry[str]]:
-    """What lies in one of the layout's directories; a stranger in its place was noted already."""
-    if _real_directory(directory):
-        with os.scandir(directory) as entries:
-            yield from entries
-    elif os.path.lexists(directory):
-        found.strangers.append(directory)
+_NO_DIGEST = Digest(Algorithm.SHA256, "")
 
 
-def scan_repo(layout: Layout, repo_id: RepoId) -> FoundRepo | None:
-    """One repository; None where it has no directory of its own."""
+def scan_repo(layout: Layout, repo_id: RepoId, known: Mapping[str, Digest] | None = None) -> FoundRepo | None:
+    """One repository; None where it has no directory of its own.
+
+    ``known``: digests that there are already, by their hex; what is found shares them.
+    """
     root = layout.repo(repo_id)
-    if not _real_directory(root):
+    try:
+        status = os.lstat(root)
+    except FileNotFoundError:
         return None
-    found = FoundRepo(repo_id)
-    known = ("blobs", "snapshots", "refs", "trees", ".no_exist")
-    found.strangers += [entry.path for entry in _entries(found, root) if entry.name not in known]
-    for entry in _entries(found, f"{root}/blobs"):
-        digest = Digest.parse(entry.name)
-        blob = _blob(entry.path, layout.hub) if digest else None
-        if digest and blob:
-            found.blobs[digest] = blob
-        else:
-            found.strangers.append(entry.path)
-    for entry in _entries(found, f"{root}/snapshots"):
-        commit = as_commit(entry.name)
-        if commit and entry.is_dir(follow_symlinks=False):
-            found.snapshots[commit] = _links(entry.path)
-        else:
-            found.strangers.append(entry.path)
-    for entry in _entries(found, f"{root}/trees"):
-        commit = as_commit(entry.name.removesuffix(".json"))
-        if commit and entry.is_file(follow_symlinks=False):
-            found.trees.add(commit)
-        else:
-            found.strangers.append(entry.path)
-    if _real_directory(f"{root}/refs"):
-        found.refs, strangers = _refs(f"{root}/refs")
-        found.strangers += strangers
-    elif os.path.lexists(f"{root}/refs"):
-        found.strangers.append(f"{root}/refs")
-    found.strangers.sort()
-    return found
-
-
-def scan_hub(layout: Layout) -> tuple[dict[RepoId, FoundRepo], list[str]]:
-    """Every repository in hub/, and the paths of what is none; a mount, or what holds one, is never entered."""
-    repos: dict[RepoId, FoundRepo] = {}
-    strangers: list[str] = []
-    with os.scandir(layout.hub) as entries:
-        names = sorted(entry.name for entry in entries)
-    mounts = mounts_below(layout.hub)
-    for name in names:
-        repo_id = None if is_mounted(f"{layout.hub}/{name}", mounts) else repo_id_of_folder(name)
-        found = scan_repo(layout, repo_id) if repo_id else None
-        if found is None:
-            strangers.append(f"{layout.hub}/{name}")
-        else:
-            repos[found.repo_id] = found
-    return repos, strangers
+    if not stat.S_ISDIR(status.st_mode):
+        return None
+    scan = _Scan(layout, repo_id, known or {}, status)
+    scan.run(root)
+    return scan.found
 
 
 def snapshot_links(layout: Layout, snapshot: SnapshotId) -> dict[str, Digest] | None:
     """Path -> blob of what a snapshot's directory holds; None where there is none of its own."""
-    directory = layout.snapshot(snapshot)
-    if not _real_directory(directory):
+    root = layout.snapshot(snapshot)
+    if not _real_directory(root):
         return None
-    return {path: digest for path, digest in _links(directory).items() if digest is not None}
+    links: dict[str, Digest] = {}
+    for folder, _, names in os.walk(root):
+        prefix = os.path.relpath(folder, root)
+        for name in names:
+            path = name if prefix == "." else f"{prefix}/{name}"
+            way = link_text(path, _NO_DIGEST)
+            text = os.readlink(f"{folder}/{name}") if os.path.islink(f"{folder}/{name}") else ""
+            if text.startswith(way) and (digest := Digest.parse(text.removeprefix(way))) is not None:
+                links[path] = digest
+    return links
 
 
 def snapshot_stamps(
