@@ -21,8 +21,9 @@ from tests.bench.hits import HITS
 from tests.bench.measure import ContenderError
 from tests.bench.report import Results, Sample, plain, save, table, target_rows
 from tests.bench.resume import RESUME
+from tests.bench.scale import SCALE
 
-CASES: Sequence[Case] = (*DOWNLOADS, RESUME, *HITS, ENGINE)
+CASES: Sequence[Case] = (*DOWNLOADS, RESUME, *HITS, SCALE, ENGINE)
 _BUSY = 0.10
 """Share of the cores that went to others: above this, figures say little."""
 
@@ -40,7 +41,7 @@ def main() -> int:
         return 2
     for name in list(os.environ):
         # Nothing of the caller's may send a contender anywhere else, nor change what it does.
-        if name.lower().endswith("_proxy") or name.startswith(("HF_", "MODELCACHE")):
+        if name.lower().endswith("_proxy") or name.startswith(("HF_", "MODELCACHE", "PYTHONDONTWRITEBYTECODE")):
             del os.environ[name]
     cases = [case for case in CASES if not options.case or case.name in options.case]
     scale = _scale(options)

@@ -55,4 +55,9 @@ TARGETS = (
     Target("process", "ms", 1 / 0.4, "hf download"),  # at most 0.4 of its time
     Target("meanwhile", "p99", 20.0, who="during a transfer"),
     Target("meanwhile", "lag_p999", 50.0, who="during a transfer"),
+    Target("scale", "seconds", 2.0),
+    Target("scale", "mib", 200.0),
+    Target("scale", "status", 100.0),
+    Target("scale", "ls", 300.0),
+    Target("scale", "many", 10.0),
 )
