@@ -192,6 +192,8 @@ async def test_the_walk_that_finds_the_models_is_the_one_that_measures_them(tmp_
     (tmp_path / "elsewhere" / "file").write_bytes(b"x" * 5000)
     for place in ("leads", "stranger/leads", "models--org--name/leads", "models--org--name/blobs"):
         os.symlink(tmp_path / "elsewhere", f"{layout.hub}/{place}")
+    _, (link, *_), *_ = found_by_others(layout)
+    os.link(link, f"{link} once more", follow_symlinks=False)
     async with opened(layout) as core:
         await recover(core, lost="")
         assert core.space.used_bytes == used(layout)
@@ -247,14 +249,14 @@ async def test_a_stranger_is_reported_once_however_often_its_repository_is_read(
     one, other, *_ = repo_ids(FILLING)
     digest = hashlib.sha256(b"payload").hexdigest()
     (Path(layout.repo(one)) / "blobs" / digest).symlink_to("../../blobs/ab/payload")
+    os.link(payload, f"{layout.repo(other)}/blobs/{digest}")
     os.mkdir(f"{layout.repo(other)}/notes")
     async with opened(layout) as core:
         report = await recover(core, lost="")
         assert report.reported == [f"{layout.repo(other)}/notes"]
         assert core.space.used_bytes == used(layout)
-        blob = core.index.blob(one, Digest(Algorithm.SHA256, digest))
-        assert blob is not None
-        assert blob.link_count == 1
+        names = [core.index.blob(repo_id, Digest(Algorithm.SHA256, digest)) for repo_id in (one, other)]
+        assert [name and name.link_count for name in names] == [2, 2], "the store's own name has gone"
     assert not payload.exists()
 
 
@@ -278,6 +280,7 @@ def test_the_process_that_reads_hub_finds_what_we_find(tmp_path: Path, monkeypat
     (Path(layout.repo(broken)) / "refs" / "\udcff").write_text("a" * 40)
     shutil.rmtree(f"{layout.repo(broken)}/trees")
     os.symlink(tmp_path, f"{layout.repo(broken)}/trees")
+    os.mkdir(f"{layout.repo(broken)}/.no_exist")
     (hub / "models--org--linked").symlink_to(tmp_path)
     (hub / "models--org--\udcff").mkdir()
     folders = sorted(os.listdir(hub))
