@@ -312,11 +312,16 @@ async def test_what_inotify_dropped_is_found_by_the_next_look_at_everything(
     hub: Hub, make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     commit = hub.create_repo("org/theirs").commit(tiny_llama())
-    node = make_node(cache={"rescan_interval": "4s"})
+    node = make_node()
     with deaf(monkeypatch, lambda event: event.name == b"probe") as lost:
         async with in_process(node) as daemon:
             await asyncio.sleep(1.5)
             await asyncio.to_thread(fill, hub, node, "org/theirs")
+            await asyncio.sleep(4)
+            assert list(daemon.core.index.snapshots()) == [], "and by nothing else"
+            node.settings["cache"]["rescan_interval"] = "1s"
+            node.write_config()
+            daemon.apply(load(node.config_file))
             await shows(daemon, f"org/theirs@{commit}")
     assert lost
     assert "polling it" not in capfd.readouterr().out

@@ -70,7 +70,7 @@ class Watch:
         self._next_poll = 0.0
         self._due: dict[str, float] = {}
         self._round: deque[str] = deque()
-        self._next_round = 0.0
+        self._round_began = float("-inf")
         self._began = core.clock.wall()
         self._started = False
 
@@ -91,16 +91,12 @@ class Watch:
 
     async def _start(self) -> None:
         """Sets all watches. What was changed since the start of the daemon has read it is looked at first."""
-        self._next_round = time.monotonic() + self._interval
+        self._round_began = time.monotonic()
         await self._begin()
         horizon = self._began - _SETTLE_SECONDS
         for folder, found in (await self._heed(await self._folders())).items():
             if any(directory.mtime_ns / 1e9 >= horizon for directory in found):
                 self._due.setdefault(folder, time.monotonic())
-
-    @property
-    def _interval(self) -> float:
-        return self._core.config.cache.rescan_interval.total_seconds()
 
     async def turn(self) -> None:
         """Once; about a second long at most, whatever there is to do."""
@@ -128,7 +124,8 @@ class Watch:
             self._due.setdefault(folder, now + _SETTLE_SECONDS)
         if dropped:
             log.warning("inotify has dropped events, looking at everything")
-        if dropped or sight is HubSight.NEW or now >= self._next_round:
+        interval = self._core.config.cache.rescan_interval.total_seconds()  # a reload may have changed it
+        if dropped or sight is HubSight.NEW or now - self._round_began >= interval:
             await self._begin_round()
 
     async def _look_around(self) -> None:
@@ -143,7 +140,7 @@ class Watch:
             await self._look(self._round.popleft())
 
     async def _begin_round(self) -> None:
-        self._next_round = time.monotonic() + self._interval
+        self._round_began = time.monotonic()
         if self._directories is None:
             await self._begin()
         self._round = deque(sorted(await self._folders()))
@@ -235,7 +232,7 @@ class Watch:
 
     def _poll_from_now(self, why: str) -> None:
         if not self._why_polling:
-            self._next_round = 0.0  # what changed until the first poll
+            self._round_began = float("-inf")  # what changed until the first poll
             log.warning("hub/ cannot be watched, polling it", why=why, every_seconds=_POLL_SECONDS)
         self._why_polling = why
 
