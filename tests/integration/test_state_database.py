@@ -109,7 +109,7 @@ def test_a_database_that_cannot_be_read_is_replaced_by_one_that_keeps_its_leases
     node.ensure("org/tiny")
     node.terminate()
     with closing(sqlite3.connect(node.private / "state.db", isolation_level=None)) as connection:
-        connection.execute("INSERT INTO pins VALUES ('org/tiny', CAST(x'ff' AS TEXT), 0)")
+        connection.execute("INSERT INTO pins VALUES ('org/tiny', CAST(x'ff' AS TEXT), 'operator', 0)")
     node.start()
     assert [kind for kind, _ in leases(node)] == ["recovered"]
     assert node.log_lines("state.db is damaged, starting a new one")

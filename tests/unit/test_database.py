@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
+from modelcached.ledger import database as state
 from modelcached.ledger.database import COMPLETE, SCHEMA_VERSION, Database, NewerSchemaError, close, connect, contents
 
-PIN = "INSERT INTO pins VALUES (?, 'main', 0)"
+PIN = "INSERT INTO pins VALUES (?, 'main', 'operator', 0)"
 
 
 def pins(path: Path) -> list[str]:
     connection = connect(str(path))
     try:
-        return [repo for repo, _ in contents(connection).pins]
+        return [repo for repo, *_ in contents(connection).pins]
     finally:
         connection.close()
 
@@ -54,7 +56,7 @@ async def test_what_was_not_waited_for_is_there_after_a_clean_end(path: Path) ->
 
 async def test_statements_of_many_callers_go_into_few_transactions_in_their_order(path: Path) -> None:
     database = Database(connect(str(path)))
-    sql = "INSERT OR REPLACE INTO pins VALUES ('org/a', 'main', ?)"
+    sql = "INSERT OR REPLACE INTO pins VALUES ('org/a', 'main', 'operator', ?)"
     await asyncio.gather(*(database.write((sql, (number,))) for number in range(200)))
     database.close()
     connection = connect(str(path))
@@ -189,7 +191,7 @@ def found(path: Path) -> tuple[str, list[str]]:
         close(connection)
     for copy in left:
         os.replace(copy, copy.removesuffix(".left"))
-    return there.lost, [repo for repo, _ in there.pins]
+    return there.lost, [repo for repo, *_ in there.pins]
 
 
 def test_nothing_is_lost_where_the_log_of_a_killed_daemon_is_there(killed: Path) -> None:
@@ -238,3 +240,72 @@ def test_a_log_that_is_garbage_beside_a_file_that_was_closed_costs_nothing(path:
     close(connection)
     Path(f"{path}-wal").write_bytes(b"no log" * 1000)
     assert found(path) == ("", ["org/a"])
+
+
+# Files of older daemons
+
+
+@pytest.fixture
+def version_1(path: Path) -> Path:
+    """As a daemon of the first version left it at a clean end."""
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "state-1.db.gz").read_bytes()))
+    return path
+
+
+def schema(path: Path) -> tuple[int, list[tuple[str, str]]]:
+    """Its version, and what its tables are made of."""
+    connection = sqlite3.connect(path)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    tables = connection.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
+    connection.close()
+    return version, tables
+
+
+def test_a_file_of_the_first_version_is_taken_over_with_all_that_is_in_it(version_1: Path, tmp_path: Path) -> None:
+    assert schema(version_1)[0] == 1
+    connection = connect(str(version_1))
+    there = contents(connection)
+    close(connection)
+    assert there.pins == [("org/name", "main", "operator"), ("org/other", "b" * 40, "operator")]
+    assert there.usage == [("org/name", "a" * 40, 7, 1_790_000_000.0)]
+    assert there.named == [("org/name", "main", "a" * 40, 6)]
+    assert [lease_id for lease_id, _ in there.leases] == ["0123456789abcdef0123456789abcdef"]
+    assert (there.lost, there.pods_directory) == ("", "boot-1 1 2")
+    new = tmp_path / "new.db"
+    close(connect(str(new)))
+    assert schema(version_1) == schema(new), "old or new, the same from then on"
+    assert schema(new)[0] == SCHEMA_VERSION
+    connection = connect(str(version_1))
+    assert contents(connection) == there, "and once only"
+    assert connection.execute("SELECT pinned_at FROM pins").fetchall() == [(1_790_000_000.5,), (1_790_000_001.5,)]
+    close(connection)
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(
+    version_1: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what it had done by then, and the versions before it: the next start begins with a whole file."""
+    before = schema(version_1)
+    with monkeypatch.context() as broken:
+        steps = (*state._MIGRATIONS, "CREATE TABLE more (id INTEGER); INSERT INTO nowhere VALUES (1);")
+        broken.setattr(state, "_MIGRATIONS", steps)
+        broken.setattr(state, "SCHEMA_VERSION", 1 + len(steps))
+        with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+            connect(str(path))
+    assert schema(version_1) == before
+    connection = connect(str(path))
+    assert len(contents(connection).pins) == 2
+    close(connection)
+
+
+def test_a_migration_that_was_killed_is_done_by_the_next_start(version_1: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    connection = connect(str(version_1))  # migrated, and nothing of it is in the file yet but what the mark took along
+    for file in (version_1, Path(f"{version_1}-wal")):
+        shutil.copy(file, killed / file.name)
+    close(connection)
+    connection = connect(str(killed / version_1.name))
+    there = contents(connection)
+    assert (len(there.pins), there.lost) == (2, "")
+    close(connection)

@@ -11,7 +11,7 @@ import pytest
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.database import Database, Statement, connect, contents
 from modelcached.ledger.leases import Lease, LeasedModel, LeaseKind
-from modelcached.ledger.use import UseLedger
+from modelcached.ledger.use import Pin, PinOwner, UseLedger
 from modelcached.ledger.victims import Name
 from modelcached.model import Algorithm, Commit, Digest, RepoId, Revision, SnapshotId
 
@@ -292,7 +292,7 @@ def test_a_lease_that_cannot_be_read_may_be_on_any_snapshot_until_a_person_says_
 
 
 def test_a_pin_by_branch_follows_it_and_one_by_commit_does_not(daemon: Daemon) -> None:
-    daemon.commit(daemon.use.pin(REPO, MAIN), daemon.use.pin(REPO, Revision(C)))
+    daemon.commit(daemon.use.pin(Pin(REPO, MAIN)), daemon.use.pin(Pin(REPO, Revision(C))))
     for use in (daemon.use, daemon.restart()):
         assert kinds(use, of(A), {MAIN: A}) == ["pinned"]
         assert kinds(use, of(A), {MAIN: B}) == []
@@ -302,16 +302,47 @@ def test_a_pin_by_branch_follows_it_and_one_by_commit_does_not(daemon: Daemon) -
 
 
 def test_a_pin_taken_away_is_gone(daemon: Daemon) -> None:
-    daemon.commit(daemon.use.pin(REPO, MAIN))
-    assert daemon.use.unpin(REPO, Revision("dev")) is None
-    daemon.commit(daemon.use.unpin(REPO, MAIN))
+    daemon.commit(daemon.use.pin(Pin(REPO, MAIN)))
+    assert daemon.use.unpin(Pin(REPO, Revision("dev"))) is None
+    daemon.commit(daemon.use.unpin(Pin(REPO, MAIN)))
     assert kinds(daemon.use, of(A), {MAIN: A}) == []
     assert daemon.restart().pins == set()
 
 
+def test_the_same_name_may_be_pinned_by_an_operator_and_by_the_list_each_takes_away_its_own(daemon: Daemon) -> None:
+    listed = Pin(REPO, MAIN, PinOwner.LIST)
+    daemon.commit(daemon.use.pin(Pin(REPO, MAIN)), daemon.use.pin(listed))
+    use = daemon.restart()
+    said = [str(found) for found in use.protections(of(A), {REPO: {MAIN: A}})]
+    assert said == ["pinned by org/name@main", "pinned by org/name@main of the model list"]
+    daemon.commit(use.unpin(listed))
+    assert daemon.restart().pins == {Pin(REPO, MAIN)}
+    assert daemon.use.unpin(listed) is None
+
+
+# Superseded
+
+
+def test_a_commit_is_superseded_when_its_branch_went_on_and_nobody_asked_for_it_since(daemon: Daemon) -> None:
+    use, dev = daemon.use, Revision("dev")
+    use.named(REPO, MAIN, A)
+    daemon.touch(of(A))
+    assert not use.superseded(of(A), {REPO: {MAIN: A}})
+    use.named(REPO, MAIN, B)
+    for ledger in (use, daemon.restart()):
+        assert ledger.superseded(of(A), {REPO: {MAIN: B}})
+        assert not ledger.superseded(of(A), {REPO: {MAIN: B, dev: A}}), "another branch names it still"
+        assert not ledger.superseded(of(B), {REPO: {MAIN: B}})
+        assert not ledger.superseded(of(C), {REPO: {MAIN: B}}), "no branch ever named it"
+        assert not ledger.superseded(of(A, OTHER), {OTHER: {MAIN: B}}), "another repository's branch"
+        assert not ledger.superseded(of(A), {REPO: {}}), "nothing took its place"
+    daemon.touch(of(A))
+    assert not daemon.use.superseded(of(A), {REPO: {MAIN: B}}), "somebody asks for it by commit"
+
+
 def test_everything_that_keeps_a_snapshot_is_named(daemon: Daemon) -> None:
     lease = daemon.grant(LeaseKind.TTL, LeasedModel(of(A), "main"), ttl_seconds=100)
-    daemon.use.pin(REPO, MAIN)
+    daemon.use.pin(Pin(REPO, MAIN))
     with daemon.use.hold([of(A)], frozenset()):
         found = daemon.use.protections(of(A), {REPO: {MAIN: A}})
     said: Callable[[object], str] = str

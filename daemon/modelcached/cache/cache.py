@@ -55,6 +55,7 @@ from modelcached.catalog import Catalog
 from modelcached.errors import CacheError, Reason
 from modelcached.events import RequestEnded
 from modelcached.ledger.checks import Checks
+from modelcached.ledger.use import Pin, PinOwner
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
 from modelcached.sources.hub import read_token
 from modelcached.sources.upstream import Upstream
@@ -206,28 +207,42 @@ class Cache:
         wants = await self._wanting.wants(request, read_token(self.core.config.hub.token_file), Watch())
         return await plan(self.core, wants, self._assemblies.flies)
 
-    async def pin(self, repo_id: RepoId, revision: Revision) -> list[CachedModel]:
+    async def pin(self, repo_id: RepoId, revision: Revision, owner: PinOwner = PinOwner.OPERATOR) -> list[CachedModel]:
         """Raises CacheError(MODEL_NOT_CACHED): what is not there cannot be kept."""
-        snapshot = self.shelf.find(repo_id, revision)
-        was_pinned = (repo_id, revision) in self.core.use.pins
+        snapshot, pin = self.shelf.find(repo_id, revision), Pin(repo_id, revision, owner)
+        was_pinned = pin in self.core.use.pins
         try:
-            await self.core.commit(self.core.use.pin(repo_id, revision))
+            await self.core.commit(self.core.use.pin(pin))
         except CacheError:
             if not was_pinned:
-                self.core.use.unpin(repo_id, revision)
+                self.core.use.unpin(pin)
             raise
         return self.shelf.describe([snapshot])
 
-    async def unpin(self, repo_id: RepoId, revision: Revision) -> None:
-        """Raises CacheError(PIN_NOT_FOUND)."""
-        statement = self.core.use.unpin(repo_id, revision)
+    async def unpin(self, repo_id: RepoId, revision: Revision) -> bool:
+        """An operator's pin; whether the model list has one of its own, and keeps it. Raises CacheError(PIN_NOT_FOUND)."""
+        listed = Pin(repo_id, revision, PinOwner.LIST) in self.core.use.pins
+        if await self.drop_pin(Pin(repo_id, revision)):
+            return listed
+        if listed:
+            raise CacheError(
+                Reason.PIN_NOT_FOUND,
+                f"{repo_id}@{revision} is pinned by the model list, by nobody else",
+                mend="remove its line there (models.file)",
+            )
+        raise CacheError(Reason.PIN_NOT_FOUND, f"{repo_id}@{revision} is not pinned by that name")
+
+    async def drop_pin(self, pin: Pin) -> bool:
+        """Whether there was one; it stays where state.db cannot be written (CacheError)."""
+        statement = self.core.use.unpin(pin)
         if statement is None:
-            raise CacheError(Reason.PIN_NOT_FOUND, f"{repo_id}@{revision} is not pinned by that name")
+            return False
         try:
             await self.core.commit(statement)
         except CacheError:
-            self.core.use.pin(repo_id, revision)
+            self.core.use.pin(pin)
             raise
+        return True
 
     def cancel(self, repo_id: RepoId, commit: Commit | None) -> int:
         """Ends running transfers of a model; how many."""

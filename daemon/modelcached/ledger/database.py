@@ -23,7 +23,6 @@ from typing import Any
 
 from modelcached.ledger import wal
 
-SCHEMA_VERSION = 1
 HISTORY_ROWS = 10_000
 
 _SCHEMA = """
@@ -37,12 +36,27 @@ CREATE TABLE named (repo_id TEXT, revision TEXT, commit_id TEXT, tick INTEGER NO
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE history (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL);
 """
+"""Version 1, as it was. A new file is made as this and then migrated like any other: one way, always tested."""
 
-
-_CHECKS = (
-    "CREATE TABLE IF NOT EXISTS checks (digest TEXT, inode INTEGER, checked_at REAL NOT NULL, "
-    "PRIMARY KEY (digest, inode)) WITHOUT ROWID"
+_MIGRATIONS = (
+    # 2: a pin has an owner, so that the model list takes away its own and no other.
+    """
+    ALTER TABLE pins RENAME TO pins_1;
+    CREATE TABLE pins (repo_id TEXT, revision TEXT, owner TEXT, pinned_at REAL NOT NULL,
+                       PRIMARY KEY (repo_id, revision, owner)) WITHOUT ROWID;
+    INSERT INTO pins SELECT repo_id, revision, 'operator', pinned_at FROM pins_1;
+    DROP TABLE pins_1;
+    """,
+    # 3: when each blob was last read and found right.
+    """
+    CREATE TABLE checks (digest TEXT, inode INTEGER, checked_at REAL NOT NULL,
+                         PRIMARY KEY (digest, inode)) WITHOUT ROWID;
+    """,
 )
+"""Each makes the next version from the one before. Append only: files of every version are out there."""
+
+SCHEMA_VERSION = 1 + len(_MIGRATIONS)
+
 
 Statement = tuple[str, Sequence[Any]]
 _End = tuple[asyncio.Future[None], sqlite3.Error | None]
@@ -78,7 +92,8 @@ class Contents:
     usage: list[tuple[str, str, int, float]] = field(default_factory=list)
     leases: list[tuple[str, str]] = field(default_factory=list)
     """Id and body."""
-    pins: list[tuple[str, str]] = field(default_factory=list)
+    pins: list[tuple[str, str, str]] = field(default_factory=list)
+    """Repository, revision and owner."""
     named: list[tuple[str, str, str, int]] = field(default_factory=list)
     lost: str = _NEW
     """Why leases may be missing from the file; empty once a start has made up for them."""
@@ -107,17 +122,22 @@ def connect(path: str) -> sqlite3.Connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise NewerSchemaError(f"{path} has schema {version}, this daemon knows up to {SCHEMA_VERSION}")
-        if version == 0:
-            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-        connection.execute(_CHECKS)  # a later thought; a daemon that knows nothing of it leaves it alone
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
+        _migrate(connection, version)
         _mark_open(connection, cut_off=not has_wal)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Up to this daemon's version, all of it or nothing: the version is written in the same transaction."""
+    steps = (_SCHEMA, *_MIGRATIONS)[version:]
+    if steps:
+        connection.executescript(f"BEGIN; {''.join(steps)} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
 
 
 def _mark_open(connection: sqlite3.Connection, *, cut_off: bool) -> None:
@@ -164,7 +184,7 @@ def contents(connection: sqlite3.Connection) -> Contents:
     return Contents(
         usage=connection.execute("SELECT repo_id, commit_id, tick, used_at FROM usage").fetchall(),
         leases=connection.execute("SELECT id, body FROM leases").fetchall(),
-        pins=connection.execute("SELECT repo_id, revision FROM pins").fetchall(),
+        pins=connection.execute("SELECT repo_id, revision, owner FROM pins").fetchall(),
         checks=connection.execute("SELECT digest, inode, checked_at FROM checks").fetchall(),
         named=connection.execute("SELECT repo_id, revision, commit_id, tick FROM named").fetchall(),
         lost="" if meta.get("complete") == _COMPLETE else meta.get("complete", _NEW),

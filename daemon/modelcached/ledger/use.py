@@ -6,6 +6,7 @@ here happens on the event loop, so a check and what follows from it are one step
 
 from __future__ import annotations
 
+import enum
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,6 +48,32 @@ class Usage:
     """Seconds since the epoch: what is shown."""
 
 
+class PinOwner(enum.StrEnum):
+    """Who takes a pin away again."""
+
+    OPERATOR = "operator"
+    LIST = "list"
+    """The model list: its pin goes with its line."""
+
+    @classmethod
+    def of(cls, text: str) -> PinOwner:
+        """What state.db says; a pin that is nobody's else is a person's to take away."""
+        return cls.LIST if text == cls.LIST else cls.OPERATOR
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What a name means is never evicted. The same name may be pinned by both owners."""
+
+    repo_id: RepoId
+    revision: Revision
+    owner: PinOwner = PinOwner.OPERATOR
+
+    def __str__(self) -> str:
+        name = f"{self.repo_id}@{self.revision}"
+        return name if self.owner is PinOwner.OPERATOR else f"{name} of the model list"
+
+
 class UseLedger:
     """Not thread-safe: the event loop's alone."""
 
@@ -66,9 +93,10 @@ class UseLedger:
         self._held_digests: Counter[Digest] = Counter()
         self._held_repos: Counter[RepoId] = Counter()
         # By repository: to choose victims each snapshot is asked about, and a node has thousands of leases and pins.
-        self._pins_in: dict[RepoId, dict[Revision, None]] = {}
-        for repo, revision in contents.pins:
-            self._pins_in.setdefault(RepoId(repo), {})[Revision(revision)] = None
+        self._pins_in: dict[RepoId, dict[Pin, None]] = {}
+        for repo, revision, owner in contents.pins:
+            pin = Pin(RepoId(repo), Revision(revision), PinOwner.of(owner))
+            self._pins_in.setdefault(pin.repo_id, {})[pin] = None
         self.leases: dict[str, Lease] = {}
         self._leases_in: dict[RepoId, dict[str, None]] = {}  # ids, oldest first
         self._recovered: dict[str, None] = {}  # ids, oldest first; few of them
@@ -142,6 +170,18 @@ class UseLedger:
 
     def _named_by(self, repo_id: RepoId, revision: Revision) -> dict[Commit, int]:
         return self._named.setdefault(repo_id, {}).setdefault(revision, {})
+
+    def superseded(self, snapshot: SnapshotId, refs: Refs) -> bool:
+        """A branch that named it names another commit by now, none names it, and nobody asked for it since."""
+        own = refs.get(snapshot.repo_id, {})
+        if snapshot.commit in own.values():
+            return False
+        usage = self.usage.get(snapshot)
+        used = usage.tick if usage else 0
+        return any(
+            snapshot.commit in commits and (now := own.get(revision)) is not None and commits.get(now, 0) > used
+            for revision, commits in self._named.get(snapshot.repo_id, {}).items()
+        )
 
     # Holds
 
@@ -337,32 +377,35 @@ class UseLedger:
 
     # Pins
 
-    def pin(self, repo_id: RepoId, revision: Revision) -> Statement:
+    def pin(self, pin: Pin) -> Statement:
         """Never evict what this names; by branch it follows the branch."""
-        self._pins_in.setdefault(repo_id, {})[revision] = None
-        return ("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", (repo_id, revision, self._clock.wall()))
+        self._pins_in.setdefault(pin.repo_id, {})[pin] = None
+        row = (pin.repo_id, pin.revision, pin.owner.value, self._clock.wall())
+        return ("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?)", row)
 
-    def unpin(self, repo_id: RepoId, revision: Revision) -> Statement | None:
+    def unpin(self, pin: Pin) -> Statement | None:
         """None where there is no such pin."""
-        if revision not in self._pins_in.get(repo_id, {}):
+        if pin not in self._pins_in.get(pin.repo_id, {}):
             return None
-        _leave(self._pins_in, repo_id, revision)
+        _leave(self._pins_in, pin.repo_id, pin)
         self.freed()
-        return ("DELETE FROM pins WHERE repo_id = ? AND revision = ?", (repo_id, revision))
+        row = (pin.repo_id, pin.revision, pin.owner.value)
+        return ("DELETE FROM pins WHERE repo_id = ? AND revision = ? AND owner = ?", row)
 
-    def pins_on(self, snapshot: SnapshotId, refs: Refs) -> list[Revision]:
+    def pins_on(self, snapshot: SnapshotId, refs: Refs) -> list[Pin]:
         """The pins that cover the snapshot."""
         own = refs.get(snapshot.repo_id, {})
-        return [
-            revision
-            for revision in self._pins_in.get(snapshot.repo_id, ())
-            if (own.get(revision) or as_commit(revision)) == snapshot.commit
-        ]
+        found = (
+            pin
+            for pin in self._pins_in.get(snapshot.repo_id, ())
+            if (own.get(pin.revision) or as_commit(pin.revision)) == snapshot.commit
+        )
+        return sorted(found, key=str)
 
     @property
-    def pins(self) -> set[tuple[RepoId, Revision]]:
+    def pins(self) -> set[Pin]:
         """All of them."""
-        return {(repo_id, revision) for repo_id, revisions in self._pins_in.items() for revision in revisions}
+        return {pin for pins in self._pins_in.values() for pin in pins}
 
     # The question
 
@@ -372,7 +415,7 @@ class UseLedger:
 
     def protections(self, snapshot: SnapshotId, refs: Refs) -> list[Protection]:
         """Everything that keeps the snapshot from going; empty means it may."""
-        found = [Protection("pinned", f"{snapshot.repo_id}@{revision}") for revision in self.pins_on(snapshot, refs)]
+        found = [Protection("pinned", str(pin)) for pin in self.pins_on(snapshot, refs)]
         found += [Protection("leased", str(lease)) for lease in self.leases_on(snapshot, refs)]
         if snapshot in self._held_snapshots:
             found.append(Protection("held", "a request under way"))
