@@ -60,6 +60,7 @@ from modelcached.upkeep import loops, systemd
 from modelcached.upkeep.pods import PodsDirectory
 from modelcached.upkeep.reload import Reloader
 from modelcached.upkeep.watch import Watch
+from modelcached.upkeep.watching import FileWatcher
 
 log = structlog.get_logger()
 
@@ -279,13 +280,13 @@ async def serve(config: Config, config_file: Path | None, flags: dict[str, dict[
     await daemon.start()
     reloader = Reloader(config, lambda: load(config_file, flags), daemon.apply, daemon.configuration_refused)
     loop.add_signal_handler(signal.SIGHUP, reloader.reload)
-    watched = config_file or DEFAULT_CONFIG_FILE
+    watched, watcher = config_file or DEFAULT_CONFIG_FILE, FileWatcher()
     if watched.parent.is_dir():
-        reloader.watch(watched)
+        watcher.follow("configuration", watched, reloader.reload)
     try:
         await ended.wait()
     finally:
-        reloader.stop()
+        watcher.stop()
         await daemon.stop()
 
 

@@ -29,7 +29,7 @@ from modelcached.config import load
 from modelcached.ledger import database as state
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.leases import Lease, LeasedModel, LeaseKind
-from modelcached.ledger.use import UseLedger
+from modelcached.ledger.use import Pin, UseLedger
 from modelcached.ledger.victims import Name
 from modelcached.model import Algorithm, Commit, Digest, Manifest, RepoId, Revision, SnapshotId, repo_folder
 from modelcached.pools import Pools
@@ -409,18 +409,18 @@ def world(rng: random.Random) -> World:
             if rng.random() < 0.3:
                 use.drop(lease.id)
     for repo_id in some(rng, REPOS):
-        use.pin(repo_id, rng.choice(revisions))
+        use.pin(Pin(repo_id, rng.choice(revisions)))
         if rng.random() < 0.3:
-            use.unpin(repo_id, rng.choice(revisions))
+            use.unpin(Pin(repo_id, rng.choice(revisions)))
     return made
 
 
 def protected_plainly(made: World, snapshot: SnapshotId) -> list[str]:
     own = made.refs().get(snapshot.repo_id, {})
     found = [
-        f"{repo_id}@{revision}"
-        for repo_id, revision in made.use.pins
-        if repo_id == snapshot.repo_id and (own.get(revision) or revision) == snapshot.commit
+        str(pin)
+        for pin in made.use.pins
+        if pin.repo_id == snapshot.repo_id and (own.get(pin.revision) or pin.revision) == snapshot.commit
     ]
     return sorted(found) + [str(lease) for lease in made.use.leases.values() if lease.covers(snapshot, own)]
 
