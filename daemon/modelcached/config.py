@@ -54,6 +54,7 @@ RELOADABLE = {
     "leases": {"ttl", "max_pod_lease", "reconnect_grace"},
     "scrub": {"interval", "rate"},
     "policy": {"allow", "deny", "deny_files"},
+    "models": {"file"},
     "log": {"level"},
 }
 """Keys that take effect when the file changes; the others need a restart, and the daemon says so."""
@@ -324,6 +325,13 @@ class PolicySection(_Section):
     """A selection that holds such a file is refused, e.g. `*.bin` (pickle)."""
 
 
+class ModelsSection(_Section):
+    """What this node holds without being asked."""
+
+    file: OptionalPath = None
+    """The model list (`.toml`, `.yaml` or `.yml`): its models are fetched behind all requests, pinned, kept current."""
+
+
 class LogSection(_Section):
     """What is written to stderr."""
 
@@ -346,6 +354,7 @@ class Config(BaseSettings):
     transfer: TransferSection = TransferSection()
     scrub: ScrubSection = ScrubSection()
     policy: PolicySection = PolicySection()
+    models: ModelsSection = ModelsSection()
     log: LogSection = LogSection()
 
     @classmethod

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import structlog
 from modelcache.reasons import EXIT_USAGE
 
-from modelcached import __version__
+from modelcached import __version__, modellist
 from modelcached.cache import Cache, Core
 from modelcached.cache.account import FlightAccount
 from modelcached.cache.hub import HubKeeper
@@ -323,6 +323,15 @@ def _flags(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return given
 
 
+def _check_model_list(config: Config) -> None:
+    file = config.models.file
+    try:
+        if file is not None:
+            modellist.read(file)
+    except modellist.ModelListError as error:
+        raise ConfigError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``modelcached``; the exit status."""
     given = _parser().parse_args(arguments)
@@ -330,6 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(given.config, flags)
         Network.of(config.hub.ca_file, os.environ)
+        if given.check:  # a daemon starts without a list that is wrong, and says so
+            _check_model_list(config)
     except ConfigError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"modelcached: {line}\n")

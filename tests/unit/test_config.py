@@ -26,6 +26,7 @@ KEYS: dict[str, set[str]] = {
         "drain_timeout",
     },
     "metrics": {"address"},
+    "models": {"file"},
     "leases": {"ttl", "kubelet_pods_dir", "max_pod_lease", "reconnect_grace"},
     "transfer": {"connections", "models", "rate_limit", "stall_timeout", "retry_timeout", "xet"},
     "scrub": {"interval", "rate"},
@@ -67,6 +68,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "transfer.xet": ("false", False),
     "scrub.interval": ('"30d"', "2592000s"),
     "scrub.rate": ('"0B"', "0B"),
+    "models.file": ('"/etc/modelcached/models.yaml"', "/etc/modelcached/models.yaml"),
     "policy.allow": ('["org/*"]', ["org/*"]),
     "policy.deny": ('["*/bad"]', ["*/bad"]),
     "policy.deny_files": ('["*.bin"]', ["*.bin"]),
@@ -108,6 +110,7 @@ BAD: dict[str, list[str]] = {
     "transfer.xet": ['"perhaps"', "2"],
     "scrub.interval": ['"0s"', "14"],
     "scrub.rate": ["20", '"slow"'],
+    "models.file": ['"models.yaml"', "[]"],
     "policy.allow": ['"org/*"', "[1]"],
     "policy.deny": ["true"],
     "policy.deny_files": ['"*.bin"'],
@@ -273,7 +276,7 @@ def test_a_change_is_known_as_one_that_can_be_reloaded_or_not(tmp_path: Path, ke
 
 
 def test_what_the_design_reloads_is_reloadable() -> None:
-    for key in ("cache.budget", "cache.high_watermark", "policy.allow", "policy.deny", "hub.token_file"):
+    for key in ("cache.budget", "cache.high_watermark", "policy.allow", "policy.deny", "hub.token_file", "models.file"):
         section, _, name = key.partition(".")
         assert name in RELOADABLE[section]
 
@@ -324,6 +327,20 @@ def test_check_tells_each_mistake_and_exits_78(tmp_path: Path) -> None:
     assert [line.partition(": ")[2].partition(":")[0] for line in done.stderr.splitlines()] == [
         "cache.budget",
         "cache.size",
+    ]
+
+
+def test_check_tells_each_mistake_of_the_model_list(tmp_path: Path) -> None:
+    listed = tmp_path / "models.yaml"
+    file = written(tmp_path, "models.file", json.dumps(str(listed)))
+    listed.write_text("models: [{repo: org/name}]")
+    assert check("--config", str(file)).returncode == 0
+    listed.write_text("models: [{repo: a b}, {repo: org/name, profil: x}]")
+    done = check("--config", str(file))
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.splitlines() == [
+        f"modelcached: {listed}: model 1 (a b).repo: 'a b' is not a repository id",
+        f"modelcached: {listed}: model 2 (org/name).profil: no such key",
     ]
 
 
