@@ -54,9 +54,9 @@ class Admin:
         """Never evict this; returns the snapshots that the pin covers now."""
         return list(answer(self._stub.PinModel, admin_pb2.PinModelRequest(model=model)).models)
 
-    def unpin(self, model: common_pb2.ModelReference) -> None:
-        """Takes a pin away. Raises PIN_NOT_FOUND."""
-        answer(self._stub.UnpinModel, admin_pb2.UnpinModelRequest(model=model))
+    def unpin(self, model: common_pb2.ModelReference) -> bool:
+        """Takes an operator's pin away; whether the model list keeps one. Raises PIN_NOT_FOUND."""
+        return answer(self._stub.UnpinModel, admin_pb2.UnpinModelRequest(model=model)).listed
 
     def cancel_transfer(self, repo_id: str, commit: str = "") -> int:
         """Ends running transfers of a repository, or of one commit; returns how many."""

@@ -58,6 +58,7 @@ from modelcached.transfer.flights import Flights, TransferLimits
 from modelcached.transfer.pace import RateLimiter
 from modelcached.upkeep import loops, systemd
 from modelcached.upkeep.pods import PodsDirectory
+from modelcached.upkeep.prefetch import Prefetcher
 from modelcached.upkeep.reload import Reloader
 from modelcached.upkeep.watch import Watch
 from modelcached.upkeep.watching import FileWatcher
@@ -192,6 +193,9 @@ class Daemon:
         self._loop_task(loops.STALL_SECONDS, "stalls", lambda: loops.end_stalls(self.source))
         self._loop_task(loops.IDLE_SECONDS, "connections", lambda: loops.close_idle(self.source))
         self._loop_task(loops.XET_IDLE_SECONDS, "xet", lambda: loops.end_idle_process(self.xet, self.pools))
+        self.prefetcher = Prefetcher(self.cache)
+        self._loop_task(loops.LIST_SECONDS, "model list", self.prefetcher.look, self.prefetcher.soon)
+        self.tasks.append(asyncio.create_task(self.prefetcher.work(), name="prefetch"))
         if (seconds := systemd.watchdog_seconds()) is not None:
 
             async def feed() -> None:
@@ -199,8 +203,8 @@ class Daemon:
 
             self._loop_task(seconds, "watchdog", feed)
 
-    def _loop_task(self, seconds: float, name: str, work: Any) -> None:
-        self.tasks.append(asyncio.create_task(loops.every(seconds, name, work, self._observe), name=name))
+    def _loop_task(self, seconds: float, name: str, work: Any, soon: asyncio.Event | None = None) -> None:
+        self.tasks.append(asyncio.create_task(loops.every(seconds, name, work, self._observe, soon), name=name))
 
     def _observe(self, event: Event) -> None:
         self.metrics.observe(event)
@@ -217,6 +221,7 @@ class Daemon:
         self.core.turns.settle()
         self.catalog.limits = CatalogLimits(config.hub.resolve_ttl, self.catalog.limits.timeout)
         self.core.use.set_grace(config.leases.reconnect_grace.total_seconds())
+        self.prefetcher.soon.set()
 
     def configuration_refused(self, why: str) -> None:
         """Where operators look; an empty text ends it."""
@@ -278,11 +283,21 @@ async def serve(config: Config, config_file: Path | None, flags: dict[str, dict[
         loop.add_signal_handler(number, ended.set)
     daemon = Daemon(config)
     await daemon.start()
-    reloader = Reloader(config, lambda: load(config_file, flags), daemon.apply, daemon.configuration_refused)
+    watcher = FileWatcher()
+
+    def follow_list() -> None:
+        watcher.follow("model list", daemon.config.models.file, daemon.prefetcher.soon.set)
+
+    def apply(changed: Config) -> None:
+        daemon.apply(changed)
+        follow_list()
+
+    reloader = Reloader(config, lambda: load(config_file, flags), apply, daemon.configuration_refused)
     loop.add_signal_handler(signal.SIGHUP, reloader.reload)
-    watched, watcher = config_file or DEFAULT_CONFIG_FILE, FileWatcher()
+    watched = config_file or DEFAULT_CONFIG_FILE
     if watched.parent.is_dir():
         watcher.follow("configuration", watched, reloader.reload)
+    follow_list()
     try:
         await ended.wait()
     finally:

@@ -28,11 +28,11 @@ def pin(session: Session, model: common_pb2.ModelReference) -> None:
 @click.argument("model", metavar="MODEL[@REV]", type=model_argument)
 @verb
 def unpin(session: Session, model: common_pb2.ModelReference) -> None:
-    """Let a model be evicted again when space is needed."""
-    session.admin.unpin(model)
+    """Let a model be evicted again when space is needed. What the model list pins goes with its line there."""
+    listed = session.admin.unpin(model)
     if session.json:
-        session.print_json({"repo_id": model.repo_id, "revision": model.revision or None})
-    session.say(f"{spelt(model)} is no longer pinned")
+        session.print_json({"repo_id": model.repo_id, "revision": model.revision or None, "listed": listed})
+    session.say(f"{spelt(model)} is {'still pinned by the model list' if listed else 'no longer pinned'}")
 
 
 @click.command("cancel", epilog="Example: cachectl cancel Qwen/Qwen2.5-7B-Instruct")

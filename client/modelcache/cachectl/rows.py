@@ -5,9 +5,21 @@ from __future__ import annotations
 from google.protobuf.message import Message
 
 from modelcache.v1 import admin_pb2, common_pb2
-from modelcache.words import lease_kind_word, model_state_word
+from modelcache.words import UNKNOWN, lease_kind_word, model_state_word
 
 Row = dict[str, object]
+
+_LISTED_STATES: dict[int, str] = {
+    admin_pb2.LISTED_STATE_HELD: "held",
+    admin_pb2.LISTED_STATE_FETCHING: "fetching",
+    admin_pb2.LISTED_STATE_WAITING: "waiting",
+    admin_pb2.LISTED_STATE_FAILING: "failing",
+}
+
+
+def listed_state_word(state: int) -> str:
+    """held, fetching, waiting or failing."""
+    return _LISTED_STATES.get(state, UNKNOWN)
 
 
 def status_row(status: admin_pb2.CacheStatus) -> Row:
@@ -30,6 +42,19 @@ def status_row(status: admin_pb2.CacheStatus) -> Row:
         "hub_dir": status.hub_dir,
         "version": status.version,
         "degraded": list(status.degraded),
+        "model_list": [listed_row(listed) for listed in status.model_list],
+    }
+
+
+def listed_row(listed: admin_pb2.ListedModel) -> Row:
+    """A model of the model list; detail says what it waits for, or why it fails."""
+    return {
+        "repo_id": listed.repo_id,
+        "revision": listed.revision,
+        "profile": listed.profile,
+        "priority": listed.priority,
+        "state": listed_state_word(listed.state),
+        "detail": listed.detail,
     }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 from rich.text import Text
 
-from modelcache.cachectl.rows import status_row
+from modelcache.cachectl.rows import listed_state_word, status_row
 from modelcache.cachectl.session import Session, verb
 from modelcache.progress import percent
 from modelcache.units import format_duration, format_rate, format_size, printable
@@ -41,7 +43,24 @@ def _lines(now: admin_pb2.CacheStatus, *, bars: bool) -> list[Text]:
     lines.append(Text(f"disk      {free} free of {total}; {format_size(now.min_free_bytes)} kept free"))
     lines.append(Text(f"models    {now.models}, under {now.leases} lease{'' if now.leases == 1 else 's'}"))
     lines.append(Text(f"hub       {printable(now.hub_dir)} (modelcached {printable(now.version)})"))
+    lines += _list_lines(now)
     lines += [Text(f"transfer  {_transfer_line(transfer)}") for transfer in now.transfers]
+    return lines
+
+
+def _list_lines(now: admin_pb2.CacheStatus) -> list[Text]:
+    """How many of the model list's models stand how, and a line for each that is not held."""
+    if not now.model_list:
+        return []
+    counts = Counter(listed_state_word(listed.state) for listed in now.model_list)
+    lines = [Text("list      " + ", ".join(f"{count} {word}" for word, count in counts.items()))]
+    for listed in now.model_list:
+        if listed.state == admin_pb2.LISTED_STATE_HELD:
+            continue
+        name = f"{printable(listed.repo_id)}@{printable(listed.revision)} ({printable(listed.profile)})"
+        detail = f": {printable(listed.detail)}" if listed.detail else ""
+        style = "red" if listed.state == admin_pb2.LISTED_STATE_FAILING else ""
+        lines.append(Text(f"          {name} {listed_state_word(listed.state)}{detail}", style=style))
     return lines
 
 

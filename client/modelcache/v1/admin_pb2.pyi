@@ -22,6 +22,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ListedState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ListedStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ListedState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LISTED_STATE_UNSPECIFIED: _ListedState.ValueType  # 0
+    LISTED_STATE_HELD: _ListedState.ValueType  # 1
+    """Whole on this node, and pinned."""
+    LISTED_STATE_FETCHING: _ListedState.ValueType  # 2
+    LISTED_STATE_WAITING: _ListedState.ValueType  # 3
+    """For its turn."""
+    LISTED_STATE_FAILING: _ListedState.ValueType  # 4
+    """Tried again later; an earlier commit may be held meanwhile."""
+
+class ListedState(_ListedState, metaclass=_ListedStateEnumTypeWrapper):
+    """How a model of the model list stands."""
+
+LISTED_STATE_UNSPECIFIED: ListedState.ValueType  # 0
+LISTED_STATE_HELD: ListedState.ValueType  # 1
+"""Whole on this node, and pinned."""
+LISTED_STATE_FETCHING: ListedState.ValueType  # 2
+LISTED_STATE_WAITING: ListedState.ValueType  # 3
+"""For its turn."""
+LISTED_STATE_FAILING: ListedState.ValueType  # 4
+"""Tried again later; an earlier commit may be held meanwhile."""
+Global___ListedState: _TypeAlias = ListedState  # noqa: Y015
+
 class _Fit:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -105,6 +133,44 @@ class Transfer(_message.Message):
 Global___Transfer: _TypeAlias = Transfer  # noqa: Y015
 
 @_typing.final
+class ListedModel(_message.Message):
+    """One model that the model list wants on this node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPO_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    repo_id: _builtins.str
+    revision: _builtins.str
+    profile: _builtins.str
+    """Its canonical name."""
+    priority: _builtins.int
+    state: Global___ListedState.ValueType
+    detail: _builtins.str
+    """What it waits for, or why it fails; empty where it is held."""
+    def __init__(
+        self,
+        *,
+        repo_id: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        profile: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        state: Global___ListedState.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "priority", b"priority", "profile", b"profile", "repo_id", b"repo_id", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListedModel: _TypeAlias = ListedModel  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     """Asks for the state of the disk."""
 
@@ -145,6 +211,7 @@ class CacheStatus(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
+    MODEL_LIST_FIELD_NUMBER: _builtins.int
     budget_bytes: _builtins.int
     """Most that the cache may use."""
     used_bytes: _builtins.int
@@ -172,6 +239,10 @@ class CacheStatus(_message.Message):
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why the daemon is not as it should be; empty when it is."""
 
+    @_builtins.property
+    def model_list(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedModel]:
+        """The model list, the highest priority first."""
+
     def __init__(
         self,
         *,
@@ -193,10 +264,11 @@ class CacheStatus(_message.Message):
         version: _builtins.str = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
+        model_list: _abc.Iterable[Global___ListedModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "degraded", b"degraded", "filesystem_free_bytes", b"filesystem_free_bytes", "filesystem_total_bytes", b"filesystem_total_bytes", "hub_dir", b"hub_dir", "leased_bytes", b"leased_bytes", "leases", b"leases", "min_free_bytes", b"min_free_bytes", "models", b"models", "partial_bytes", b"partial_bytes", "pinned_bytes", b"pinned_bytes", "quarantine_bytes", b"quarantine_bytes", "reserved_bytes", b"reserved_bytes", "started_at", b"started_at", "transfers", b"transfers", "trash_bytes", b"trash_bytes", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "degraded", b"degraded", "filesystem_free_bytes", b"filesystem_free_bytes", "filesystem_total_bytes", b"filesystem_total_bytes", "hub_dir", b"hub_dir", "leased_bytes", b"leased_bytes", "leases", b"leases", "min_free_bytes", b"min_free_bytes", "model_list", b"model_list", "models", b"models", "partial_bytes", b"partial_bytes", "pinned_bytes", b"pinned_bytes", "quarantine_bytes", b"quarantine_bytes", "reserved_bytes", b"reserved_bytes", "started_at", b"started_at", "transfers", b"transfers", "trash_bytes", b"trash_bytes", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -527,16 +599,21 @@ Global___UnpinModelRequest: _TypeAlias = UnpinModelRequest  # noqa: Y015
 
 @_typing.final
 class UnpinModelResponse(_message.Message):
-    """It is kept no longer."""
+    """An operator keeps it no longer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    LISTED_FIELD_NUMBER: _builtins.int
+    listed: _builtins.bool
+    """The model list still does."""
     def __init__(
         self,
+        *,
+        listed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["listed", b"listed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

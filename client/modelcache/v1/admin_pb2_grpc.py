@@ -125,7 +125,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnpinModel(self, request, context):
-        """Takes a pin away. NOT_FOUND when there is none.
+        """Takes an operator's pin away. NOT_FOUND when there is none; the model list's own go with its lines.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,7 @@ class AdminServiceStub:
     PinModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PinModelRequest, _admin_pb2.PinModelResponse]
     """Never evict this. A pin by branch follows the branch, one by commit does not."""
     UnpinModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnpinModelRequest, _admin_pb2.UnpinModelResponse]
-    """Takes a pin away. NOT_FOUND when there is none."""
+    """Takes an operator's pin away. NOT_FOUND when there is none; the model list's own go with its lines."""
     CancelTransfer: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CancelTransferRequest, _admin_pb2.CancelTransferResponse]
     """Ends running transfers; their waiters are told. What is on disk stays and is resumed from."""
     ListLeases: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListLeasesRequest, _admin_pb2.ListLeasesResponse]
@@ -78,7 +78,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     PinModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.PinModelRequest, _admin_pb2.PinModelResponse]  # type: ignore[assignment]
     """Never evict this. A pin by branch follows the branch, one by commit does not."""
     UnpinModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnpinModelRequest, _admin_pb2.UnpinModelResponse]  # type: ignore[assignment]
-    """Takes a pin away. NOT_FOUND when there is none."""
+    """Takes an operator's pin away. NOT_FOUND when there is none; the model list's own go with its lines."""
     CancelTransfer: _aio.UnaryUnaryMultiCallable[_admin_pb2.CancelTransferRequest, _admin_pb2.CancelTransferResponse]  # type: ignore[assignment]
     """Ends running transfers; their waiters are told. What is on disk stays and is resumed from."""
     ListLeases: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListLeasesRequest, _admin_pb2.ListLeasesResponse]  # type: ignore[assignment]
@@ -140,7 +140,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.UnpinModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.UnpinModelResponse, _abc.Awaitable[_admin_pb2.UnpinModelResponse]]:
-        """Takes a pin away. NOT_FOUND when there is none."""
+        """Takes an operator's pin away. NOT_FOUND when there is none; the model list's own go with its lines."""
 
     @_abc_1.abstractmethod
     def CancelTransfer(

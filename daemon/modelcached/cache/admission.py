@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from modelcached.cache import eviction
+from modelcached.cache import background, eviction
 from modelcached.cache.core import Core
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.space import Reservation
@@ -48,15 +48,24 @@ def selection_bytes(entries: list[FileEntry]) -> int:
 class NoRoomError(CacheError):
     """NO_SPACE_NOW, by what others use: it may pass."""
 
+    modest = False
+    """Said to what nobody waits for; a request might have been given the room."""
+
 
 async def admit(
-    core: Core, whole_bytes: int, look: Callable[[], Awaitable[None]], need: Callable[[], int], holder: str
+    core: Core,
+    whole_bytes: int,
+    look: Callable[[], Awaitable[None]],
+    need: Callable[[], int],
+    holder: str,
+    modest: Callable[[], bool] = lambda: False,
 ) -> Reservation:
     """Reserves ``need()`` bytes, evicting for it. The caller goes on in the same step of the event loop.
 
     ``whole_bytes`` is the request's size from nothing: what exceeds the budget by itself is told so at
     once. ``look`` may read the disk, ``need`` reckons; both are asked again after every wait, for
-    others may have fetched some of it meanwhile.
+    others may have fetched some of it meanwhile. ``modest``: nobody waits for it now, so that it has no more
+    than free room and what nobody needs (background.py).
     Raises CacheError OVER_BUDGET, or NoRoomError, naming need, free, pinned, leased and in flight.
     """
     failed: CacheError | None = None
@@ -67,13 +76,14 @@ async def admit(
             wanted = need()
             if wanted == 0:
                 return core.space.reserve(0, holder)
-            shortfall = wanted - core.space.room_bytes(free)
+            modestly = modest()
+            shortfall = wanted - (background.room_bytes(core, free) if modestly else core.space.room_bytes(free))
             if shortfall <= 0:
                 return core.space.reserve(wanted, holder)
             check_ever_fits(core, whole_bytes, holder)
             if await drop_leftovers(core, shortfall, expired_only=True):
                 continue
-            victims, freed = eviction.plan(core, shortfall)
+            victims, freed = eviction.plan(core, shortfall, background.evictable(core) if modestly else None)
             if freed < shortfall:
                 if core.evictions:
                     await asyncio.wait(core.evictions.values())
@@ -81,6 +91,8 @@ async def admit(
                 if core.unremovable and failed is None:
                     core.unremovable.clear()  # the disk may take again what it refused to an earlier request
                     continue
+                if modestly:
+                    raise failed or _modest_refusal(core, wanted, free, freed, holder)
                 # Others' progress goes only where that is enough: not for what cannot be had in any way.
                 if freed + await leftover_bytes(core) >= shortfall and await drop_leftovers(
                     core, shortfall - freed, expired_only=False
@@ -142,6 +154,14 @@ def refusal(core: Core, wanted: int, free: int, evictable: int, holder: str) -> 
             "min_free_bytes": limits.min_free_bytes,
         },
     )
+
+
+def _modest_refusal(core: Core, wanted: int, free: int, evictable: int, holder: str) -> NoRoomError:
+    told = refusal(core, wanted, free, evictable, holder)
+    mend = "raise cache.budget, or list less; what pods have asked for is not evicted for the model list"
+    made = NoRoomError(told.reason, told.message, metadata=told.metadata, mend=mend)
+    made.modest = True
+    return made
 
 
 def pinned_and_leased(core: Core) -> tuple[int, int]:

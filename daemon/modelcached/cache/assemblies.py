@@ -24,7 +24,9 @@ log = structlog.get_logger()
 class Watch:
     """One caller's view of its request: phase and progress at any moment, however slowly it looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, background: bool = False) -> None:
+        self.background = background
+        """Nobody waits: the model list wants it, behind all who do."""
         self.for_space_until = 0.0
         """How long its caller waits for space where there is none; monotonic."""
         self._phase = Phase.QUEUED
@@ -40,11 +42,20 @@ class Watch:
         """From now on the assembly's progress is this request's."""
         self._assembly, self._waiters = assembly, waiters
 
+    @property
+    def working(self) -> bool:
+        """What was asked for is not all there: it is being made whole."""
+        return self._assembly is not None
+
     def progress(self) -> Progress:
         """Now."""
         if self._assembly is not None:
             return self._assembly.progress(self._waiters(self._assembly))
         return Progress(self._phase, detail=self._detail)
+
+
+async def _wait(assembly: Assembly, watch: Watch) -> None:
+    await (assembly.attend() if watch.background else assembly.wait(watch.for_space_until))
 
 
 class Assemblies:
@@ -69,7 +80,7 @@ class Assemblies:
                 if self._running.get(key) is assembly:
                     del self._running[key]
                 error = None if task.cancelled() else task.exception()
-                if error is not None and assembly.waiters == 0 and not assembly.ending:
+                if error is not None and not (assembly.waiters or assembly.attended or assembly.ending):
                     log.warning("background assembly failed", model=assembly.holder, why=str(error))
 
             assembly.task.add_done_callback(over)
@@ -93,7 +104,7 @@ class Assemblies:
         before = self._running.get(tuple((want.snapshot, want.selection.profile) for want in wants))
         assembly = self._join(wants, token)
         watch.follow(assembly, self.waiters)
-        await assembly.wait(watch.for_space_until)
+        await _wait(assembly, watch)
         if before is assembly:
             return {
                 snapshot: Tally(0, tally.linked_bytes, 0, tally.started + tally.joined)
@@ -109,12 +120,12 @@ class Assemblies:
             if other is assembly or other.joined.keys() & assembly.joined.keys()
         )
 
-    async def fetch_one(self, want: Want, token: str | None, for_space_until: float) -> bytes:
+    async def fetch_one(self, want: Want, token: str | None, watch: Watch) -> bytes:
         """A single file's verified content; its blob stays for the snapshot that will want it."""
         (entry,) = want.entries.values()
         with self._core.use.hold((), want.names):
             assembly = self._join((want,), token, publish=False)
-            await assembly.wait(for_space_until)
+            await _wait(assembly, watch)
             path = self._core.layout.blob(want.snapshot.repo_id, entry.digest)
 
             def read() -> bytes:

@@ -79,6 +79,10 @@ class Assembly:
     phase: Phase = Phase.QUEUED
     detail: str = ""
     waiters: int = 0
+    attended: int = 0
+    """Who wants it behind all who wait: the model list."""
+    asked: bool = False
+    """Somebody waited for it once: it goes on when they have gone, for the next pod restart will want it."""
     refusal: NoRoomError | None = None
     """While it waits for space."""
     tallies: dict[SnapshotId, Tally] = field(default_factory=dict)
@@ -126,7 +130,7 @@ class Assembly:
         """
         assert self.task is not None
         caller = Caller(for_space_until)
-        if self.refusal is not None:
+        if self.refusal is not None and not self.refusal.modest:
             caller.tell(self.refusal)
         with self._waiting(caller):
             await asyncio.wait({self.task, caller.refused}, return_when=asyncio.FIRST_COMPLETED)
@@ -134,9 +138,24 @@ class Assembly:
                 caller.refused.result()
             await asyncio.shield(self.task)
 
+    async def attend(self) -> None:
+        """As ``wait``, but behind all who do: neither its turn nor its flights hurry, and it takes modestly (admit).
+
+        Where that wait is cancelled, and nobody ever asked for it, it ends, keeping what it has.
+        """
+        assert self.task is not None
+        self.attended += 1
+        try:
+            await asyncio.shield(self.task)
+        finally:
+            self.attended -= 1
+            if not self.task.done() and not self.waiters and not self.attended and (self._in_line or not self.asked):
+                self.end(CacheError(Reason.TRANSFER_CANCELLED, f"the model list wants {self.holder} no more"))
+
     @contextmanager
     def _waiting(self, caller: Caller) -> Iterator[None]:
         self.waiters += 1
+        self.asked = True
         self._callers.append(caller)
         if self.waiters == 1:
             self._hurry(1)
@@ -147,8 +166,12 @@ class Assembly:
             self._callers.remove(caller)
             if self.waiters == 0:
                 self._hurry(-1)
-                if self._in_line:
+                if self._in_line and not self.attended:
                     self.end(CacheError(Reason.TRANSFER_CANCELLED, f"nobody waits for {self.holder} any more"))
+
+    @property
+    def _modest(self) -> bool:
+        return self.attended > 0 and self.waiters == 0
 
     def _hurry(self, more: int) -> None:
         for flight in self.joined.values():
@@ -219,14 +242,16 @@ class Assembly:
                     may_change = self.core.room.next
                     async with self._its_turn(whole):
                         try:
-                            reservation = await admit(self.core, whole, self._look, self._need, self.holder)
+                            reservation = await admit(
+                                self.core, whole, self._look, self._need, self.holder, lambda: self._modest
+                            )
                         except NoRoomError as error:
                             refusal = error
                         else:
                             self._take_off(reservation)
                             self.phase = Phase.DOWNLOADING
                             await self._land()
-                    if reservation is None:
+                    if reservation is None and self._modest == refusal.modest:
                         await self._step_aside(refusal, may_change)
                 for want in self.wants:
                     await self._link(want)
@@ -363,6 +388,8 @@ class Assembly:
             while not may_change.is_set():
                 patient = [caller.until for caller in self._callers if caller.tell(refusal)]
                 if not patient:
+                    if refusal.modest:  # whoever asks from now on may have more than that, and begins anew
+                        self._ended_by = refusal
                     raise refusal
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(patient) - time.monotonic()):

@@ -7,6 +7,7 @@ verification.py  what is on the disk is believed once it was hashed
 turns.py         its turn to download
 admission.py     space for it, as planning.py reckons it; eviction.py takes others off the disk
 publication.py   showing it
+background.py    what may be had for a model that nobody waits for
 leasing.py       the proof of use that goes with the answer
 prewarm.py       reading ahead what was asked for, when the answer has left
 scrub.py         reading again what lies there
@@ -38,7 +39,6 @@ from modelcached.cache.requests import (
     CachedModel,
     EnsureRequest,
     Evicted,
-    LeaseWish,
     ModelRequest,
     Outcome,
     Phase,
@@ -139,24 +139,42 @@ class Cache:
         if request.wait_for_space:
             watch.for_space_until = time.monotonic() + request.wait_for_space.total_seconds()
         token = request.token or read_token(self.core.config.hub.token_file)
-        wants = await self._wanting.wants(request, token, watch)
+        wants = await self._wanting.wants(request.models, token, watch)
         snapshots = [want.snapshot for want in wants]
         with self.core.use.hold(snapshots, names_of(wants)):
-            tallies: dict[SnapshotId, Tally] = {}
-            sights = [await self._looking.look(want) for want in wants]
-            hit = all(sight.whole for sight in sights)
-            if not hit:
-                tallies = await self._assemblies.make_whole(wants, token, watch)
-                await self.core.pools.on_disk(self.core.check_hub_on_disk)  # that may have taken hours
-            for want, sight in zip(wants, sights, strict=True):
-                if as_commit(want.revision) is None and not want.stale and not (hit and sight.named):
-                    await self.core.point(want.snapshot.repo_id, want.revision, want.snapshot.commit)
+            tallies = await self._make_whole(wants, token, watch)
             lease = await self.leasing.grant(wants, request.lease, pod_seen)
         if request.prewarm or (request.prewarm is None and self.core.config.cache.prewarm):
             self._prewarm(wants)
         return Ready(
             tuple(self._ready(want, tallies.get(want.snapshot)) for want in wants), lease, self.core.layout.hub
         )
+
+    async def _make_whole(self, wants: tuple[Want, ...], token: str | None, watch: Watch) -> dict[SnapshotId, Tally]:
+        """What is not on the disk, and their names; what each was made from, where it was not all there."""
+        tallies: dict[SnapshotId, Tally] = {}
+        sights = [await self._looking.look(want) for want in wants]
+        hit = all(sight.whole for sight in sights)
+        if not hit:
+            tallies = await self._assemblies.make_whole(wants, token, watch)
+            await self.core.pools.on_disk(self.core.check_hub_on_disk)  # that may have taken hours
+        for want, sight in zip(wants, sights, strict=True):
+            if as_commit(want.revision) is None and not want.stale and not (hit and sight.named):
+                await self.core.point(want.snapshot.repo_id, want.revision, want.snapshot.commit)
+        return tallies
+
+    async def keep(self, model: ModelRequest, watch: Watch) -> None:
+        """For the model list: makes the model whole behind all who wait, and pins what it means now.
+
+        No lease, and no use: nobody asked for it. Cancelling ends the work too, unless somebody did. Raises CacheError.
+        """
+        if self.stopping:
+            raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
+        token = read_token(self.core.config.hub.token_file)
+        wants = await self._wanting.wants((model,), token, watch)
+        with self.core.use.hold([want.snapshot for want in wants], names_of(wants)):
+            await self._make_whole(wants, token, watch)
+            await self.pin(model.repo_id, model.revision, PinOwner.LIST)
 
     def _prewarm(self, wants: Sequence[Want]) -> None:
         """In the order of paths, which is that of shards."""
@@ -203,8 +221,7 @@ class Cache:
 
     async def plan(self, models: tuple[ModelRequest, ...]) -> Plan:
         """What making them whole together would take. Asks the Hub as a request would. Raises CacheError."""
-        request = EnsureRequest(models, LeaseWish())
-        wants = await self._wanting.wants(request, read_token(self.core.config.hub.token_file), Watch())
+        wants = await self._wanting.wants(models, read_token(self.core.config.hub.token_file), Watch())
         return await plan(self.core, wants, self._assemblies.flies)
 
     async def pin(self, repo_id: RepoId, revision: Revision, owner: PinOwner = PinOwner.OPERATOR) -> list[CachedModel]:
@@ -220,7 +237,7 @@ class Cache:
         return self.shelf.describe([snapshot])
 
     async def unpin(self, repo_id: RepoId, revision: Revision) -> bool:
-        """An operator's pin; whether the model list has one of its own, and keeps it. Raises CacheError(PIN_NOT_FOUND)."""
+        """Takes an operator's pin away; whether the model list has one of its own. Raises CacheError(PIN_NOT_FOUND)."""
         listed = Pin(repo_id, revision, PinOwner.LIST) in self.core.use.pins
         if await self.drop_pin(Pin(repo_id, revision)):
             return listed

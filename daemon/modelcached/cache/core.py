@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
 
 from modelcached.cache.locks import Locks
+from modelcached.cache.requests import Listed
 from modelcached.cache.room import Room
 from modelcached.cache.turns import Turns
 from modelcached.config import LEAST_BUDGET_BYTES, CacheSection, Config
@@ -79,6 +80,8 @@ class Core:
     """Device and inode of the hub/ that workloads have mounted; None until somebody has looked."""
     hub_trouble: str = ""
     """Why nothing is served: hub/ is missing, or is not that directory."""
+    listed: Callable[[], tuple[Listed, ...]] = tuple
+    """How the models of the model list stand."""
     turns: Turns = field(init=False)
     """The line for downloading."""
     measuring: Locks[str] = field(default_factory=Locks)

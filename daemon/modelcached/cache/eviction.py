@@ -66,9 +66,9 @@ def candidate(snapshot: Snapshot) -> Candidate:
     return Candidate(snapshot.id, snapshot.digests, _LINK_BYTES * (len(snapshot.links) + snapshot.folders))
 
 
-def plan(core: Core, wanted_bytes: int) -> tuple[list[Victim], int]:
-    """The snapshots that would go to free that much, and what they free."""
-    return choose(map(candidate, evictable(core)), shares(core), wanted_bytes)
+def plan(core: Core, wanted_bytes: int, among: Iterable[Snapshot] | None = None) -> tuple[list[Victim], int]:
+    """The snapshots that would go to free that much, and what they free; of ``among``, in that order, else of all."""
+    return choose(map(candidate, evictable(core) if among is None else among), shares(core), wanted_bytes)
 
 
 def plan_of(core: Core, snapshots: Iterable[SnapshotId]) -> list[Victim]:

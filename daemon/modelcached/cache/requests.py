@@ -133,6 +133,29 @@ class Transfer:
     background: bool
 
 
+class Standing(enum.StrEnum):
+    """How a model of the model list stands."""
+
+    HELD = "held"
+    FETCHING = "fetching"
+    WAITING = "waiting"
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One model of the model list."""
+
+    repo_id: RepoId
+    revision: Revision
+    profile: str
+    """Its canonical name."""
+    priority: int
+    standing: Standing
+    detail: str
+    """What it waits for, or why it fails; empty where it is held."""
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """The disk's truth at one moment; bytes."""
@@ -155,6 +178,7 @@ class Status:
     degraded: tuple[str, ...]
     oldest_check: float | None
     """When the blob that was read longest ago was read; seconds since the epoch."""
+    listed: tuple[Listed, ...]
 
 
 class Fit(enum.Enum):

@@ -118,4 +118,5 @@ class Shelf:
             hub_dir=core.layout.hub,
             degraded=tuple(core.degraded.values()),
             oldest_check=self._scrubber.oldest,
+            listed=core.listed(),
         )

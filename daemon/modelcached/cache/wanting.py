@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from modelcached.cache import policy
 from modelcached.cache.assemblies import Assemblies, Watch
 from modelcached.cache.core import Core
-from modelcached.cache.requests import EnsureRequest, ModelRequest, Phase
+from modelcached.cache.requests import ModelRequest, Phase
 from modelcached.cache.want import Want
 from modelcached.catalog import Catalog, fingerprint
 from modelcached.model import Manifest, RepoId, Revision, Selection, SnapshotId
@@ -32,16 +33,16 @@ class Wanting:
         self._access: dict[tuple[RepoId, str], float] = {}
         self._recent: dict[tuple[SnapshotId, str, Revision], Want] = {}
 
-    async def wants(self, request: EnsureRequest, token: str | None, watch: Watch) -> tuple[Want, ...]:
+    async def wants(self, models: Sequence[ModelRequest], token: str | None, watch: Watch) -> tuple[Want, ...]:
         """Base and adapters at once: a Hub that is silent about all of them is waited for once.
 
         Raises CacheError.
         """
-        if len(request.models) == 1:
-            return (await self._want(request.models[0], token, watch),)
+        if len(models) == 1:
+            return (await self._want(models[0], token, watch),)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._want(model, token, watch)) for model in request.models]
+                tasks = [group.create_task(self._want(model, token, watch)) for model in models]
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None  # the first that was refused; the others were cancelled
         return tuple(task.result() for task in tasks)
@@ -108,6 +109,6 @@ class Wanting:
             watch.enter(Phase.RESOLVING, f"{model.repo_id}: {entry.path}")
             only = Selection(f"file={entry.path}", "none", frozenset({entry.path}))
             want = Want(Record(manifest), only, model.revision, stale=True)
-            content = await self._assemblies.fetch_one(want, token, watch.for_space_until)
+            content = await self._assemblies.fetch_one(want, token, watch)
         # A hundred thousand paths against patterns take most of a second: not on the event loop.
         return await self._core.pools.on_disk(select, model.profile, manifest, content)

@@ -87,8 +87,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """See the contract."""
         del context
         model = translate.model_request(request.model)
-        await self._cache.unpin(model.repo_id, model.revision)
-        return admin_pb2.UnpinModelResponse()
+        return admin_pb2.UnpinModelResponse(listed=await self._cache.unpin(model.repo_id, model.revision))
 
     @unary
     async def CancelTransfer(  # noqa: N802

@@ -17,11 +17,13 @@ from modelcached.cache.requests import (
     Evicted,
     Fit,
     LeaseWish,
+    Listed,
     ModelRequest,
     Outcome,
     Plan,
     Progress,
     Ready,
+    Standing,
     Status,
     Transfer,
 )
@@ -57,6 +59,13 @@ _STATES = {
     SnapshotState.READY: common_pb2.MODEL_STATE_READY,
     SnapshotState.UNVERIFIED: common_pb2.MODEL_STATE_UNVERIFIED,
     SnapshotState.CONDEMNED: common_pb2.MODEL_STATE_CONDEMNED,
+}
+
+_STANDINGS = {
+    Standing.HELD: admin_pb2.LISTED_STATE_HELD,
+    Standing.FETCHING: admin_pb2.LISTED_STATE_FETCHING,
+    Standing.WAITING: admin_pb2.LISTED_STATE_WAITING,
+    Standing.FAILING: admin_pb2.LISTED_STATE_FAILING,
 }
 
 
@@ -232,6 +241,18 @@ def transfer_message(transfer: Transfer) -> admin_pb2.Transfer:
     )
 
 
+def listed_message(listed: Listed) -> admin_pb2.ListedModel:
+    """A model of the model list."""
+    return admin_pb2.ListedModel(
+        repo_id=listed.repo_id,
+        revision=listed.revision,
+        profile=listed.profile,
+        priority=listed.priority,
+        state=_STANDINGS[listed.standing],
+        detail=listed.detail,
+    )
+
+
 def status_message(status: Status, *, version: str, started_at: float) -> admin_pb2.CacheStatus:
     """The disk's truth."""
     return admin_pb2.CacheStatus(
@@ -253,6 +274,7 @@ def status_message(status: Status, *, version: str, started_at: float) -> admin_
         version=version,
         started_at=timestamp(started_at),
         degraded=status.degraded,
+        model_list=map(listed_message, status.listed),
     )
 
 

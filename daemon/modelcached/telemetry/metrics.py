@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from modelcached import __version__
-from modelcached.cache.requests import Phase, Status
+from modelcached.cache.requests import Phase, Standing, Status
 from modelcached.events import (
     BlobCondemned,
     BlobScrubbed,
@@ -152,3 +152,9 @@ class _Gauges(Collector):
             gauges["oldest_check_age_seconds"] = ("Since the blob that was read longest ago was read", age)
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"modelcached_{name}", text, value=value)
+        listed = GaugeMetricFamily(
+            "modelcached_model_list_entries", "Models of the model list, by how they stand", labels=["state"]
+        )
+        for standing in Standing:
+            listed.add_metric([standing.value], sum(entry.standing is standing for entry in status.listed))
+        yield listed

@@ -1,1 +1,1 @@
-"""Loops beside requests: leases that end, leftovers, watermarks, configuration."""
+"""Loops beside requests: leases that end, leftovers, watermarks, configuration, the model list."""

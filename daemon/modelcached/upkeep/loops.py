@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -30,14 +31,26 @@ WATCH_SECONDS = 0.5
 STALL_SECONDS = 1.0
 IDLE_SECONDS = 10.0
 """A connection that was not used for so long is closed."""
+LIST_SECONDS = 5.0
+"""Where the model list's file cannot be watched, and for what could not be done the last time."""
 XET_IDLE_SECONDS = 2.0
 """The process for Xet: between two files of a model, not between two models."""
 
 
-async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]], observe: Observer) -> None:
-    """For ever; an error is logged and counted, and the next turn tries again."""
+async def every(
+    seconds: float,
+    name: str,
+    work: Callable[[], Awaitable[None]],
+    observe: Observer,
+    soon: asyncio.Event | None = None,
+) -> None:
+    """For ever, and at once when ``soon`` is set; an error is logged and counted, and the next turn tries again."""
+    soon = soon or asyncio.Event()
     while True:
-        await asyncio.sleep(seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await soon.wait()
+        soon.clear()
         outcome = "error"
         try:
             await work()

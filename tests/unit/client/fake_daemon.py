@@ -90,6 +90,8 @@ class FakeDaemon:
     leases: list[common_pb2.Lease] = field(default_factory=list)
     evictable: admin_pb2.EvictModelsResponse = field(default_factory=admin_pb2.EvictModelsResponse)
     planned: admin_pb2.PlanModelsResponse = field(default_factory=admin_pb2.PlanModelsResponse)
+    listed: bool = False
+    """The model list keeps what is unpinned."""
     server: grpc.Server | None = None
 
     @property
@@ -203,7 +205,7 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
     def UnpinModel(self, request, context):  # noqa: N802
         self.daemon.asked.append(request)
         self.daemon.on_any(context)
-        return admin_pb2.UnpinModelResponse()
+        return admin_pb2.UnpinModelResponse(listed=self.daemon.listed)
 
     def CancelTransfer(self, request, context):  # noqa: N802
         self.daemon.asked.append(request)

@@ -35,6 +35,7 @@ STATUS_KEYS = {
     "hub_dir",
     "version",
     "degraded",
+    "model_list",
 }
 LS_KEYS = {
     "repo_id",
@@ -102,6 +103,18 @@ def full_daemon(daemon):
                 waiters=8,
             )
         ],
+        model_list=[
+            admin_pb2.ListedModel(
+                repo_id=f"org/{name}", revision="main", profile="vllm", priority=priority, state=state, detail=detail
+            )
+            for name, priority, state, detail in (
+                ("big", 5, admin_pb2.LISTED_STATE_FAILING, "does not fit: \x1b[2J"),
+                ("next", 0, admin_pb2.LISTED_STATE_WAITING, ""),
+                ("now", 0, admin_pb2.LISTED_STATE_FETCHING, ""),
+                ("there", -5, admin_pb2.LISTED_STATE_HELD, ""),
+                ("new", -5, 99, ""),
+            )
+        ],
     )
     daemon.leases = [
         common_pb2.Lease(
@@ -149,6 +162,33 @@ def test_status_is_a_few_lines(full_daemon, cachectl):
     assert "42 B of 100 B (42 %), 7.0 MB/s, 1m 30s left, 8 waiting" in out
     assert "\x1b" not in out
     assert "[#" not in out
+
+
+def test_status_has_a_line_for_each_listed_model_that_is_not_held(full_daemon, cachectl):
+    _, out, _ = cachectl("status")
+    lines = out.splitlines()
+    (first,) = [number for number, line in enumerate(lines) if line.startswith("list ")]
+    assert lines[first : first + 6] == [
+        "list      1 failing, 1 waiting, 1 fetching, 1 held, 1 unknown",
+        "          org/big@main (vllm) failing: does not fit:  [2J",  # no terminal obeys it
+        "          org/next@main (vllm) waiting",
+        "          org/now@main (vllm) fetching",
+        "          org/new@main (vllm) unknown",
+        lines[first + 5],
+    ]
+    assert lines[first + 5].startswith("transfer ")
+    told = json.loads(cachectl("status", "--json")[1])["model_list"]
+    assert [row["state"] for row in told] == ["failing", "waiting", "fetching", "held", "unknown"]
+    assert told[3] == {
+        "repo_id": "org/there",
+        "revision": "main",
+        "profile": "vllm",
+        "priority": -5,
+        "state": "held",
+        "detail": "",
+    }
+    del full_daemon.status.model_list[:]
+    assert "list " not in cachectl("status")[1]
 
 
 def test_ls_json_has_exactly_the_keys_of_the_contract_for_every_page(full_daemon, cachectl):
@@ -278,6 +318,13 @@ def test_evict_asks_on_a_terminal(full_daemon, programs, answer, status, dry_run
     os.close(ours)
     os.close(theirs)
     assert [request.dry_run for request in full_daemon.asked] == dry_runs
+
+
+@pytest.mark.parametrize(("listed", "told"), [(True, "still pinned by the model list"), (False, "no longer pinned")])
+def test_unpin_says_whether_the_model_list_keeps_it(daemon, cachectl, listed, told):
+    daemon.listed = listed
+    assert cachectl("unpin", "org/name") == (0, "", f"org/name is {told}\n")
+    assert json.loads(cachectl("unpin", "org/name", "--json")[1])["listed"] is listed
 
 
 def test_pin_unpin_cancel_and_release_ask_for_what_they_are_told(full_daemon, cachectl):
