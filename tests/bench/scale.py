@@ -40,6 +40,7 @@ FILLING = Filling()
 _ROOT = str(Path(__file__).parents[2])
 _TIMES = 20
 _MANY_VICTIMS = 100
+_LIMIT_SECONDS = 120.0
 
 
 def _median_ms(work: Callable[[], object], times: int = _TIMES) -> float:
@@ -61,9 +62,9 @@ class Full(Contender):
 
     def run(self) -> Figures:
         node, directory = self._node, self._node.root
-        with Manager() as manager:
-            seconds = manager.start(node)
         try:
+            with Manager() as manager:
+                seconds = manager.start(node, _LIMIT_SECONDS)
             with node.admin() as admin:
                 if (models := admin.status().models) != FILLING.snapshots:
                     raise ContenderError(f"{models} models are served, not {FILLING.snapshots}")
@@ -71,6 +72,8 @@ class Full(Contender):
                 ls_ms = _median_ms(lambda: list(admin.cache.list_models()), 5)
             process = measure.run([str(BIN / "cachectl"), "ls"], node.client_environment, directory)
             resident = measure.resident_bytes(node.ps.pid)
+        except TimeoutError as error:
+            raise ContenderError(f"not ready within {_LIMIT_SECONDS:g} s") from error
         finally:
             node.kill()
         argv = [sys.executable, "-m", "tests.bench.scale", str(node.cache_dir)]
