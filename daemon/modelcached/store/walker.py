@@ -77,7 +77,9 @@ def _start(layout: Layout, folders: Sequence[str]) -> subprocess.Popen[bytes] | 
     argv = [sys.executable, "-P", "-m", __name__, str(os.getpid()), layout.cache_dir]
     try:
         # Exec'ed by vfork: nothing of ours runs between, so gRPC's threads do no harm.
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env=_environment()
+        )
     except OSError:
         return None
     assert process.stdin is not None
@@ -87,6 +89,15 @@ def _start(layout: Layout, folders: Sequence[str]) -> subprocess.Popen[bytes] | 
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(marshal.dumps(list(folders)))
     return process
+
+
+def _environment() -> dict[str, str]:
+    """How Python finds its modules, and nothing that anybody might keep secret."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("PATH", "LANG", "LD_LIBRARY_PATH") or name.startswith(("PYTHON", "LC_"))
+    }
 
 
 def _packed(found: FoundRepo) -> Any:
