@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import gc
 import hashlib
 import io
 import marshal
@@ -299,6 +300,7 @@ def test_the_process_that_reads_hub_finds_what_we_find(tmp_path: Path, monkeypat
         patched.setattr(sys, "stdout", SimpleNamespace(buffer=told))
         patched.setattr(sys, "argv", ["walker", str(os.getppid()), layout.cache_dir])
         patched.setattr(walker, "_die_with", lambda _parent: None)
+        patched.setattr(gc, "disable", lambda: None)
         walker.main()
     for size in (0, 5, len(told.getvalue()) // 2, len(told.getvalue()) - 1):
         cut = Walker(layout, io.BytesIO(told.getvalue()[:size]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import gc
 import marshal
 import os
 import signal
@@ -138,6 +139,7 @@ def _die_with(parent: int) -> None:
 def main() -> None:
     """Answers for each folder that stdin names."""
     _die_with(int(sys.argv[1]))
+    gc.disable()  # nothing here refers to itself
     layout, out = Layout(sys.argv[2]), sys.stdout.buffer
     for folder in marshal.load(sys.stdin.buffer):  # noqa: S302 - our own parent wrote it
         if (repo_id := repo_id_of_folder(folder)) is not None:
