@@ -36,6 +36,8 @@ class Call:
     """Calls of its kind that succeed before."""
     leaves_residue: bool = False
     """What cannot be removed stays until the next start."""
+    condemns: bool = False
+    """What has come cannot be believed, and is fetched anew."""
 
     def of(self, standing: Standing, repo_id: str) -> str:
         """The glob, with the names that the model's files and folders will have."""
@@ -53,8 +55,8 @@ CALLS = {
     "the journal's first line is written": Call("write", "*/partial/{weights}.journal"),
     "blocks are allocated": Call("fallocate", "*/partial/{weights}"),
     "weights are written": Call("write", "*/partial/{weights}"),
-    "weights are read back to be hashed": Call("read", "*/partial/{weights}"),
-    "weights are synced": Call("fsync", "*/partial/{weights}"),
+    "weights are read back to be hashed": Call("read", "*/partial/{weights}", condemns=True),
+    "weights are synced": Call("fsync", "*/partial/{weights}", condemns=True),
     "weights get their name": Call("rename", "*/blobs/{weights}"),
     "the weights' directory is synced": Call("fsyncdir", "*/{folder}/blobs", after=2),
     "the journal is removed": Call("unlink", "*/partial/{weights}.journal", leaves_residue=True),
@@ -128,6 +130,8 @@ def test_a_call_on_the_way_of_a_model_fails(worn: Worn, call: Call) -> None:
         if call.leaves_residue:
             standing.note_residue()
         standing.node.ensure(wanted)
+    if call.condemns:
+        assert standing.hub.body_bytes(wanted, WEIGHTS) == SIZE
     standing.kept.append(wanted)
     standing.assert_hits(wanted)
     standing.assert_tidy()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub import MIB, Hub
-from tests.node.disks import Btrfs, Ext4, Tmpfs, fill_blocks
+from tests.node.disks import Btrfs, Disk, Ext4, Tmpfs, fill_blocks
 from tests.node.standing import WEIGHTS, Standing, states
 
 SIZE = 16 * MIB
@@ -144,11 +144,10 @@ def test_no_inode_is_left_before_the_start(hub: Hub, stand_on: StandOn, tmp_path
     disk = Tmpfs(tmp_path / "disk", inodes=300)
     standing = stand_on(disk, "one", "two", "three")
     wanted = standing.publish("wanted", SIZE)
-    standing.node.release_all()
     disk.fill()
     standing.assert_refused(standing.ask(wanted), *FULL, "inode")
     standing.assert_kept()
-    standing.node.release_all()
+    standing.release("org/three")
     standing.node.ctl("evict", "org/three", "--yes")
     standing.kept.remove("org/three")
     standing.assert_alive()
@@ -214,4 +213,44 @@ def test_an_eviction_makes_room_within_a_quota(hub: Hub, stand_on: StandOn, tmp_
     standing.kept.remove("org/one")
     standing.assert_alive()
     wanted = standing.publish("wanted")
+    standing.assert_recovered(wanted)
+
+
+def _fill_blocks(disk: Disk) -> None:
+    assert isinstance(disk, Ext4)
+    disk.fill()
+
+
+def _fill_inodes(disk: Disk) -> None:
+    assert isinstance(disk, Tmpfs)
+    disk.fill()
+
+
+def _use_up_quota(disk: Disk) -> None:
+    assert isinstance(disk, Btrfs)
+    disk.limit(disk.used_bytes())
+
+
+@pytest.mark.parametrize(
+    ("make", "squeeze"),
+    [(Ext4, _fill_blocks), (lambda root: Tmpfs(root, inodes=300), _fill_inodes), (Btrfs, _use_up_quota)],
+    ids=["blocks", "inodes", "quota"],
+)
+def test_what_nobody_uses_goes_for_a_transfer_that_meets_a_full_disk(
+    hub: Hub, stand_on: StandOn, tmp_path: Path, make: Callable[[Path], Disk], squeeze: Callable[[Disk], None]
+) -> None:
+    """It goes on where it was, and what is leased stays."""
+    disk = make(tmp_path / "disk")
+    standing = stand_on(disk, "unused", "leased", size_bytes=4 * MIB)
+    standing.release("org/unused")
+    wanted = standing.publish("wanted", SIZE)
+    hub.rate = RATE
+    with standing.watched(wanted, "org/leased"):
+        caller = standing.begin(wanted, SIZE // 4)
+        squeeze(disk)
+        _, stderr = caller.communicate(timeout=60)
+        assert caller.returncode == 0, f"{stderr}\n{standing.node.log_text()[-4000:]}"
+    assert hub.body_bytes(wanted, WEIGHTS) <= SIZE + LOST_BYTES
+    assert states(standing.node) == {"org/leased": "ready", wanted: "ready"}
+    standing.kept.remove("org/unused")
     standing.assert_recovered(wanted)
