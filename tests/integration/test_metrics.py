@@ -22,7 +22,16 @@ from tests.hub import MIB, Fault, FaultKind, Hub, Synthetic
 from tests.node.daemon import Node
 
 BASE_UNITS = ("seconds", "bytes", "ratio", "info", "total")
-NO_UNITS = {"models", "leases", "transfers", "transfers_queued", "transfer_waiters", "degraded", "event_loop_tasks"}
+NO_UNITS = {
+    "model_list_entries",
+    "models",
+    "leases",
+    "transfers",
+    "transfers_queued",
+    "transfer_waiters",
+    "degraded",
+    "event_loop_tasks",
+}
 """Gauges that count things."""
 
 
