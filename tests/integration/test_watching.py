@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from modelcached.config import load
 from modelcached.main import Daemon
+from modelcached.store.disk import Disk
 from watchdog.observers.inotify_c import InotifyEvent, InotifyFD
 
 from tests.hub import MIB, Hub, Synthetic
@@ -238,10 +239,10 @@ def test_nothing_that_the_daemon_does_is_drift(hub: Hub, make_node: Callable[...
 
 
 @asynccontextmanager
-async def in_process(node: Node) -> AsyncIterator[Daemon]:
+async def in_process(node: Node, disk: Disk | None = None) -> AsyncIterator[Daemon]:
     """The node's daemon in this process, where its eyes can be held."""
     node.write_config()
-    daemon = Daemon(load(node.config_file))
+    daemon = Daemon(load(node.config_file), disk)
     await daemon.start()
     try:
         yield daemon
@@ -394,6 +395,69 @@ def test_a_mount_in_hub_is_never_entered(hub: Hub, make_node: Callable[..., Node
     own = subprocess.run(["du", "-sxB1", node.cache_dir], capture_output=True, text=True, check=True)
     node.wait_until(lambda: int(node.status().used_bytes) >= int(own.stdout.split()[0]) - MIB, SECONDS, "counted")
     assert int(node.status().used_bytes) < int(own.stdout.split()[0]) + MIB, "what is mounted is not the cache's"
+
+
+def test_a_mount_that_is_there_at_start_is_left_alone(hub: Hub, make_node: Callable[..., Node]) -> None:
+    hub.create_repo("org/own").commit(tiny_llama())
+    node = make_node(cache={"rescan_interval": "1s"})
+    node.start()
+    node.ensure("org/own")
+    node.terminate()
+    used = node.du()
+    mounted = folder(node, "org/theirs")
+    mounted.mkdir()
+    script = f"""
+        mount -t tmpfs -o strictatime tmpfs {mounted}
+        cp -a {folder(node, "org/own")}/. {mounted}
+        head -c 20000000 /dev/zero > {mounted}/large
+        stat -c %x {mounted} {mounted}/blobs > {node.root}/before
+        exec "$@"
+    """
+    node.wrapper = [*OWN_MOUNTS, "sh", "-ec", script, "sh"]
+    node.start()
+    assert str(mounted) in node.log_lines("recovered")[-1]["reported"]
+    assert [name.partition("@")[0] for name in node.models()] == ["org/own"]
+    rounds = node.metric("modelcached_upkeep_runs_total", loop="watch", outcome="ok")
+    node.wait_until(
+        lambda: node.metric("modelcached_upkeep_runs_total", loop="watch", outcome="ok") > rounds + 8, 20, "looks"
+    )
+    command = ["nsenter", "--target", str(node.ps.pid), "--mount", "stat", "-c", "%x", mounted, mounted / "blobs"]
+    after = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert after.stdout == (node.root / "before").read_text(), "read by nobody"
+    assert abs(int(node.status().used_bytes) - used) < MIB, "not the cache's"
+
+
+@pytest.mark.parametrize(
+    ("operation", "where"),
+    [("fsync", "/blobs"), ("fsync", "/snapshots"), ("fsync", "/refs"), ("unlink", "/blobs/")],
+    ids=["a blob is there", "a snapshot is there", "a ref is there", "an eviction has begun"],
+)
+async def test_what_is_half_done_is_no_drift(
+    hub: Hub, make_node: Callable[..., Node], operation: str, where: str
+) -> None:
+    """The disk is ahead of belief for as long as an fsync takes; here that is longer than two looks do."""
+    hub.create_repo("org/model").commit({"config.json": b"{}", "model.safetensors": Synthetic(3 * MIB, 1)})
+    node = make_node(cache={"rescan_interval": "1s"})
+    waits: list[str] = []
+
+    def slow(done: str, path: str) -> None:
+        parent, _, name = path.rpartition("/")
+        at = f"/{name}" if done == "fsync" else f"/{parent.rpartition('/')[2]}/"
+        if not waits and done == operation and at == where and path.startswith(str(node.hub_dir)):
+            waits.append(path)
+            time.sleep(5)  # in a thread of the disk
+
+    async with in_process(node, Disk(slow)) as daemon:
+        await asyncio.sleep(1)
+        await asyncio.to_thread(node.ensure, "org/model")
+        await asyncio.to_thread(node.release_all)
+        if operation == "unlink":
+            await asyncio.to_thread(node.ctl, "evict", "org/model", "--yes")
+        await asyncio.sleep(3)  # the next looks
+        assert len(waits) == 1
+        families = await asyncio.to_thread(lambda: list(daemon.metrics.registry.collect()))
+        counted = [sample for family in families if family.name == "modelcached_drift" for sample in family.samples]
+    assert counted == []
 
 
 # hub/ itself

@@ -159,9 +159,13 @@ class Core:
             path, skip = fixed.get(name, (f"{self.layout.hub}/{name}", frozenset[str]()))
             async with self.measuring(name):  # a slow look must not overwrite a later one
                 self.space.begin_look(name)
-                sizes, unseen = await self.pools.on_disk(measure, path, skip=skip)
+                sizes, unseen = await self.pools.on_disk(self._measure, path, skip)
                 self.space.set_area(name, sizes, keep=unseen is not None)
                 self._tell_unseen(name, unseen)
+
+    def _measure(self, path: str, skip: frozenset[str]) -> tuple[dict[int, int], OSError | None]:
+        """Blocking. What is mounted there, or below, is not the cache's."""
+        return measure(path, skip=skip, device=os.stat(self.layout.cache_dir).st_dev)
 
     def _tell_unseen(self, name: str, error: OSError | None) -> None:
         topic = f"account of {name}"

@@ -80,13 +80,15 @@ class FoundRepo:
         return None
 
 
-def measure(path: str, *, skip: frozenset[str] = frozenset(), deep: bool = True) -> tuple[Sizes, OSError | None]:
+def measure(
+    path: str, *, skip: frozenset[str] = frozenset(), deep: bool = True, device: int | None = None
+) -> tuple[Sizes, OSError | None]:
     """Allocated bytes of all at and below path, as du -x counts; what vanishes meanwhile counts nothing.
 
     By inode, but those of directories and symlinks together under the first one's: they are never of two areas at
     once, and a cache has a link for each file. Other filesystems that are mounted below are nobody's business here:
     their bytes are not the cache's. The second is why not all of it could be seen (the last error), or None. Without
-    ``deep``: of path alone.
+    ``deep``: of path alone. ``device``: of the filesystem that counts; path's own where none is given.
     """
     sizes: Sizes = {}
     unseen: OSError | None = None
@@ -96,7 +98,9 @@ def measure(path: str, *, skip: frozenset[str] = frozenset(), deep: bool = True)
         return sizes, None
     except OSError as error:
         return sizes, error
-    top, device = _add(sizes, status), status.st_dev
+    if status.st_dev != (device := device or status.st_dev):
+        return sizes, None
+    top = _add(sizes, status)
     pending = [path] if deep and stat.S_ISDIR(status.st_mode) else []
     while pending:
         try:
