@@ -15,7 +15,17 @@ from modelcached import config as configuration
 from modelcached.config import RELOADABLE, Config, ConfigError, changed_keys, load
 
 KEYS: dict[str, set[str]] = {
-    "cache": {"dir", "budget", "min_free", "high_watermark", "low_watermark", "partial_ttl", "prewarm", "prewarm_rate"},
+    "cache": {
+        "dir",
+        "budget",
+        "min_free",
+        "high_watermark",
+        "low_watermark",
+        "partial_ttl",
+        "prewarm",
+        "prewarm_rate",
+        "rescan_interval",
+    },
     "hub": {"endpoints", "token_file", "ca_file", "resolve_ttl", "timeout", "max_files"},
     "server": {
         "cache_socket",
@@ -43,6 +53,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "cache.partial_ttl": ('"90m"', "5400s"),
     "cache.prewarm": ("true", True),
     "cache.prewarm_rate": ('"1GB"', "1000000000B"),
+    "cache.rescan_interval": ('"1h"', "3600s"),
     "hub.endpoints": ('["https://mirror.example", "http://hub.example:8080/path"]', None),
     "hub.token_file": ('"/run/secrets/token"', "/run/secrets/token"),
     "hub.ca_file": ('"/etc/ssl/corporate.pem"', "/etc/ssl/corporate.pem"),
@@ -85,6 +96,7 @@ BAD: dict[str, list[str]] = {
     "cache.partial_ttl": ['"24"', "24", '"one day"', '"999999999999d"'],
     "cache.prewarm": ['"perhaps"', "2"],
     "cache.prewarm_rate": ["1000", '"fast"'],
+    "cache.rescan_interval": ['"0s"', "600"],
     "hub.endpoints": ["[]", '["ftp://x"]', '["https://user:password@x"]', '["no-scheme"]', '["https://x?q"]', "7"],
     "hub.token_file": ['"relative/token"', "7"],
     "hub.ca_file": ['"corporate.pem"', "true"],
