@@ -237,7 +237,7 @@ def test_an_eviction_fails(worn: Worn, operation: str, pattern: str) -> None:
 
 def test_status_answers_whatever_cannot_be_looked_at(worn: Worn) -> None:
     standing, disk = worn.standing, worn.disk
-    disk.fail("getattr", "*/manifests/*")
+    disk.fail("getattr", "*/owner.lock")  # among what status looks at each time
     assert standing.node.status().models
     assert disk.fired()
     assert any(EIO in why for why in standing.node.status().degraded)
