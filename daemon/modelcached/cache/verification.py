@@ -74,7 +74,7 @@ async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, te
     if right:
         sealed = await core.pools.on_disk(core.snapshots.seal_blob, repo_id, digest)
         if BlobStamp.of(sealed) == BlobStamp.of(status):
-            blobs[digest] = Blob.verified_now(sealed)
+            core.index.add_link(repo_id, digest, Blob.verified_now(sealed))
             return
         log.warning("blob changed while it was hashed, fetching it", repo_id=repo_id, digest=digest.hex)
         core.index.drop_link(repo_id, digest)
@@ -83,7 +83,8 @@ async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, te
     if now is None or BlobStamp.of(now) != BlobStamp.of(status):
         return  # somebody else has replaced what was hashed: not ours to judge
     if blob is None:
-        blobs[digest] = Blob.found(FoundBlob.of(now, os.geteuid(), now.st_blocks * BLOCK), None, None)
+        found = FoundBlob.of(now, os.geteuid(), now.st_blocks * BLOCK)
+        core.index.add_link(repo_id, digest, Blob.found(found, None, None))
     await condemn(core, repo_id, digest)
 
 
