@@ -322,7 +322,7 @@ async def test_what_inotify_dropped_is_found_by_the_next_look_at_everything(
             assert list(daemon.core.index.snapshots()) == [], "and by nothing else"
             node.settings["cache"]["rescan_interval"] = "1s"
             node.write_config()
-            daemon.apply(load(node.config_file))
+            daemon.core.config = load(node.config_file)  # as a reload does, but for the logging of this process
             await shows(daemon, f"org/theirs@{commit}")
     assert lost
     assert "polling it" not in capfd.readouterr().out
@@ -576,6 +576,27 @@ def test_another_hub_without_a_lease_is_taken_as_it_is(hub: Hub, node: Node) -> 
     node.wait_until(lambda: states(node) == {f"org/model@{commit}": "unverified"}, SECONDS, "other inodes")
     assert node.ensure("org/model")[0]["bytes_fetched"] == 0
     assert trouble(node) == ""
+
+
+def test_what_was_begun_in_one_hub_is_not_published_in_another(hub: Hub, node: Node) -> None:
+    """Half of its blobs lie in the old one, and are believed: a snapshot of them would show what is not there."""
+    model = {"config.json": b"{}", "model.safetensors": Synthetic(3 * MIB, 1)}
+    commit = hub.create_repo("org/model").commit(model)
+    hub.gate_bodies.close("*.safetensors")
+    client = node.popen("ensure-model", "org/model")
+    blobs = folder(node, "org/model") / "blobs"
+    node.wait_until(lambda: blobs.is_dir() and os.listdir(blobs), SECONDS, "the small file is there")
+    node.hub_dir.rename(node.root / "old")
+    node.hub_dir.mkdir()
+    node.wait_until(lambda: trouble(node), 2, "it says so")  # before the gate is a stall
+    hub.gate_bodies.open()
+    _, said = client.communicate(timeout=30)
+    assert client.returncode == 74, said
+    assert not node.snapshot("org/model", commit).exists()
+    node.wait_until(lambda: not trouble(node), SECONDS, "nobody has the old one")
+    (ready,) = node.ensure("org/model")
+    assert all(path.is_file() for path in Path(ready["path"]).iterdir())
+    node.assert_disk_truth()
 
 
 def test_an_operator_ends_it_by_releasing_the_leases(hub: Hub, node: Node) -> None:

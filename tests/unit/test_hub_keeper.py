@@ -76,6 +76,18 @@ async def test_the_next_daemon_knows_another_one_by_it(core: Core) -> None:
     third.close()
 
 
+async def test_a_request_under_way_believes_in_the_old_one(core: Core) -> None:
+    keeper = HubKeeper(core, "")
+    await keeper.look()
+    with core.use.hold([SNAPSHOT], frozenset()):
+        another(core)
+        assert await keeper.look() is HubSight.LOST
+        with pytest.raises(CacheError, match="another directory"):
+            core.check_hub_on_disk()
+    assert await keeper.look() is HubSight.NEW
+    keeper.close()
+
+
 async def test_after_another_boot_nobody_has_the_old_one(core: Core) -> None:
     first = HubKeeper(core, "")
     await first.look()

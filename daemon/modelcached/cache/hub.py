@@ -58,7 +58,8 @@ class HubKeeper:
             return await self._lose("unseen", f"{core.layout.hub} cannot be looked at: {error}")
         if now is None:
             return await self._lose("missing", f"{core.layout.hub} is missing, and is not made anew while we run")
-        if self._own is not None and now != self._own and core.use.leases:
+        # Requests under way believe in what lies in the old one; they end by being refused.
+        if self._own is not None and now != self._own and (core.use.leases or core.use.holding()):
             return await self._lose("replaced", f"{core.layout.hub} is another directory than it was")
         if now != self._own or self._descriptor < 0:
             await self._accept(now)

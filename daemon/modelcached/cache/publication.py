@@ -16,10 +16,11 @@ from modelcached.store.scan import snapshot_links
 async def publish(core: Core, want: Want, adopted: Selection | None, revisions: set[Revision]) -> None:
     """Snapshot, record, listing, refs.
 
-    ``adopted``: what else of it was found right. Raises CacheError where a blob vanished meanwhile.
+    ``adopted``: what else of it was found right. Raises CacheError where a blob, or hub/ itself, vanished meanwhile.
     """
     snapshot_id = want.snapshot
     async with core.publishing(snapshot_id):
+        await core.pools.on_disk(core.check_hub_on_disk)  # its blobs lie in the one that was there when it began
         snapshot = core.index.snapshot(snapshot_id)
         record = snapshot.record if snapshot is not None and snapshot.record is not None else want.record
         repo = core.index.repo(snapshot_id.repo_id)

@@ -224,6 +224,10 @@ class UseLedger:
         """A request is about to use the blob, in whichever repository: what there is of it unfinished stays."""
         return digest in self._held_digests
 
+    def holding(self) -> bool:
+        """Some request is under way."""
+        return bool(self._holding)
+
     # Leases
 
     def lease(
