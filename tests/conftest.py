@@ -3,6 +3,26 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make soak` asks for more."""
+    group = parser.getgroup("property", "the cache against a plain model (tests/property)")
+    group.addoption("--property-steps", type=int, default=10_000, help="how many (default %(default)s)")
+    group.addoption("--property-seed", type=int, default=0, help="another one, another run (default %(default)s)")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests have counted; it comes with their reports, from other processes too."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "counts":
+                terminalreporter.section(report.nodeid)
+                terminalreporter.write_line(value)
 
 from _pytest.terminal import TerminalReporter
 
