@@ -29,18 +29,21 @@ Tell = Callable[[str], None]
 
 
 async def verify_found(core: Core, want: Want, tell: Tell) -> Selection | None:
-    """Hashes what the request needs and has not been proven.
+    """Hashes what the request needs and has not been proven, and what else its snapshot holds.
 
-    A snapshot that somebody else wrote may hold more than is asked for now: what of it proves
-    right is returned, as a selection of its own.
+    For that is shown again with it, and others may be reading it: not a file of it may go because nobody has looked
+    at it since a start that found it changed. Of a snapshot that somebody else wrote, what proves right is returned,
+    as a selection of its own.
     """
     snapshot, files = core.index.snapshot(want.snapshot), want.record.manifest.files
     await _verify(core, want.snapshot.repo_id, {e.digest: e.size_bytes for e in want.entries.values()}, tell)
-    if snapshot is None or snapshot.record is not None:
+    if snapshot is None:
         return None
     more = {p: files[p] for p, digest in snapshot.links.items() if p in files and files[p].digest == digest}
     unread = {e.digest: e.size_bytes for e in more.values() if e.digest not in want.digests}
     await _verify(core, want.snapshot.repo_id, unread, tell)
+    if snapshot.record is not None:
+        return None
     blobs = core.index.repo(want.snapshot.repo_id).blobs
     right = [path for path, e in more.items() if (blob := blobs.get(e.digest)) is not None and blob.verified]
     return None if set(right) <= want.selection.paths else Selection(ADOPTED, "any", frozenset(right))

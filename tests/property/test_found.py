@@ -1,0 +1,41 @@
+"""What the state machine has found, in as few steps as show it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from modelcached.model import Digest, Profile, RepoId, SnapshotId
+
+from tests.property import universe
+from tests.property.machine import CacheMachine
+from tests.property.universe import MODELS
+
+VLLM, JSON = Profile("vllm"), Profile("", ("*.json",))
+ALPHA, COPY, BETA = MODELS[:3]
+
+
+@pytest.fixture
+def state(errors: list[str]) -> Iterator[CacheMachine]:
+    """Each step of it checks all invariants."""
+    machine = CacheMachine()
+    machine.begin(seed=0, room=2400)
+    yield machine
+    machine.teardown()
+
+
+def file_of(repo_id: RepoId, path: str) -> Digest:
+    return universe.MANIFESTS[SnapshotId(repo_id, universe.commit_of(repo_id, 0))].files[path].digest
+
+
+def test_a_file_that_looks_changed_is_not_taken_from_under_a_reader_by_another_ones_request(
+    state: CacheMachine,
+) -> None:
+    state.ensure(model=(ALPHA, 0, VLLM), kind="pod", number=0)
+    digest = file_of(ALPHA, "model.safetensors")
+    os.utime(state.life.layout.blob(ALPHA, digest), ns=(1, 1))
+    state.be_killed(another_boot=False)
+    state.ensure(model=(ALPHA, 0, JSON), kind="pod", number=1)
+    (links,) = state.truth.snapshots.values()
+    assert "model.safetensors" in links
