@@ -39,3 +39,27 @@ def test_a_file_that_looks_changed_is_not_taken_from_under_a_reader_by_another_o
     state.ensure(model=(ALPHA, 0, JSON), kind="pod", number=1)
     (links,) = state.truth.snapshots.values()
     assert "model.safetensors" in links
+
+
+def test_a_repository_that_lost_a_blob_hides_no_other_one_that_has_it(state: CacheMachine) -> None:
+    for repo_id in (ALPHA, BETA):
+        state.ensure(model=(repo_id, 0, JSON), kind="ttl", number=0)
+    digest = file_of(ALPHA, "tokenizer.json")
+    os.unlink(state.life.layout.blob(ALPHA, digest))
+    state.damaged.add((ALPHA, digest.hex))
+    state.disturbed = True
+    state.hub.served.clear()
+    state.ensure(model=(COPY, 0, JSON), kind="ttl", number=0)
+    assert digest.hex not in state.hub.served
+
+
+def test_a_blob_that_another_repository_brings_while_a_request_waits_for_space_is_not_fetched_again(
+    state: CacheMachine,
+) -> None:
+    several = [(repo_id, 0, JSON) for repo_id in (ALPHA, COPY, BETA)]
+    for seed in range(20):
+        state.random.seed(seed)
+        state.ensure_together(several=several, kind="ttl", same=False)
+        state.release(number=0, count=12)
+        for repo_id in (ALPHA, COPY, BETA):
+            state.evict(number=[s.repo_id for s in sorted(state.plain.known)].index(repo_id))

@@ -37,7 +37,7 @@ from modelcached.cache.want import Want, missing, names_of
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.space import Reservation
 from modelcached.ledger.victims import Name
-from modelcached.model import Digest, Revision, Selection, SnapshotId, as_commit, repo_folder
+from modelcached.model import Digest, RepoId, Revision, Selection, SnapshotId, as_commit, repo_folder
 from modelcached.sources.origin import LocalOrigin
 from modelcached.sources.upstream import Upstream
 from modelcached.store.disk import storage_error
@@ -286,32 +286,44 @@ class Assembly:
             self._adopted[want.snapshot] = adopted
         self.phase, self.detail = Phase.RESERVING, ""
 
-    async def _link(self, want: Want) -> None:
-        """Takes what another repository of the cache has, as the same inode."""
-        target = want.snapshot.repo_id
+    async def _link(self, want: Want) -> bool:
+        """Takes what another repository of the cache has, as the same inode; False if there was nothing to try."""
+        tried = False
         for digest, entry in missing(self.core, want).items():
-            donor = self.core.index.donor(digest)
-            if donor is None or donor == target:
-                continue
-            expected = self.core.index.repo(donor).blobs[digest]
-            there = await self.core.pools.on_disk(regular_status, self.core.layout.blob(donor, digest))
-            if there is None or BlobStamp.of(there) != expected.stamp:
-                continue  # not what was verified: fetched anew, the donor is healed when it is asked for
-            givers = [s.id for s in self.core.index.repo(donor).snapshots.values() if digest in s.digests]
-            try:
-                with self.core.use.hold(givers, frozenset({Name(donor, digest)})):
-                    if self.core.index.blob(donor, digest) is not expected:
-                        continue  # condemned while we looked
-                    status = await self.core.pools.on_disk(self.core.snapshots.link_blob, digest, donor, target)
-            except (OSError, CacheError) as error:
-                # Too many links, a filesystem without, a donor whose directory is none: a second copy is only larger.
-                log.info("cannot link, fetching instead", digest=digest.hex, why=str(error))
-                continue
-            blob = Blob.verified_now(status)
-            self.core.index.add_link(target, digest, blob)
-            self.core.space.add(repo_folder(target), blob.stamp.inode, blob.allocated_bytes)
-            if digest not in self.joined:
-                self.tallies[want.snapshot].linked_bytes += entry.size_bytes
+            for donor in self.core.index.donors(digest):
+                if donor == want.snapshot.repo_id:
+                    continue
+                linked = await self._link_from(donor, digest, want.snapshot.repo_id)
+                tried = tried or linked is not None
+                if linked:
+                    if digest not in self.joined:
+                        self.tallies[want.snapshot].linked_bytes += entry.size_bytes
+                    break
+        return tried
+
+    async def _link_from(self, donor: RepoId, digest: Digest, target: RepoId) -> bool | None:
+        """False where the donor turns out to be none; None where it cannot be linked, however often it is tried."""
+        expected = self.core.index.blob(donor, digest)
+        there = await self.core.pools.on_disk(regular_status, self.core.layout.blob(donor, digest))
+        if expected is None:
+            return False
+        if there is None or BlobStamp.of(there) != expected.stamp:
+            expected.verified = False  # not what was verified: it is healed when it is asked for
+            return False
+        givers = [s.id for s in self.core.index.repo(donor).snapshots.values() if digest in s.digests]
+        try:
+            with self.core.use.hold(givers, frozenset({Name(donor, digest)})):
+                if self.core.index.blob(donor, digest) is not expected:
+                    return False  # condemned while we looked
+                status = await self.core.pools.on_disk(self.core.snapshots.link_blob, digest, donor, target)
+        except (OSError, CacheError) as error:
+            # Too many links, a filesystem without, a donor whose directory is none: a second copy is only larger.
+            log.info("cannot link, fetching instead", digest=digest.hex, why=str(error))
+            return None
+        blob = Blob.verified_now(status)
+        self.core.index.add_link(target, digest, blob)
+        self.core.space.add(repo_folder(target), blob.stamp.inode, blob.allocated_bytes)
+        return True
 
     # Its turn
 
@@ -404,9 +416,15 @@ class Assembly:
             await self._link(want)
 
     async def _look(self) -> None:
-        """In the line for space, where nobody else drops what an earlier try left."""
+        """In the line for space, where nobody else drops what an earlier try left.
+
+        Last, what a request for another repository has brought meanwhile is linked, until there is nothing to try:
+        the step of the event loop that saw so reserves and takes off, and no blob is fetched twice (invariant 2).
+        """
         digests = {digest for want in self.wants for digest in want.digests}
         self._resumable = await self.core.pools.on_disk(self.core.partials.allocated_bytes, digests)
+        while any([await self._link(want) for want in self.wants]):
+            pass
 
     def _need(self) -> int:
         """Bytes to reserve now: what is missing and not in flight, and what publishing takes."""

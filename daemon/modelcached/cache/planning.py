@@ -50,7 +50,7 @@ async def plan(core: Core, wants: Sequence[Want], is_flying: Callable[[Digest], 
     free = await core.free_bytes()
 
     def comes(digest: Digest) -> bool:
-        return is_flying(digest) or core.index.donor(digest) is not None
+        return is_flying(digest) or bool(core.index.donors(digest))
 
     with core.use.hold([want.snapshot for want in wants], names_of(wants)):  # what it has itself does not go for it
         needed = bytes_to_reserve(core, wants, comes, resumable)

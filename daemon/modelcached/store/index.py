@@ -178,13 +178,13 @@ class Index:
         for name in self._names(digest, inode):
             name.verified = False
 
-    def donor(self, digest: Digest) -> RepoId | None:
-        """A repository that has the digest, verified and safe to link to."""
-        for repo_id in self._homes.get(digest, ()):
-            blob = self.blob(repo_id, digest)
-            if blob is not None and blob.verified and not blob.foreign:
-                return repo_id
-        return None
+    def donors(self, digest: Digest) -> list[RepoId]:
+        """Repositories that have the digest, verified and safe to link to, as believed."""
+        return [
+            repo_id
+            for repo_id in self._homes.get(digest, ())
+            if (blob := self.blob(repo_id, digest)) is not None and blob.verified and not blob.foreign
+        ]
 
     def revisions(self, snapshot: SnapshotId) -> list[Revision]:
         """Branches and tags that point at it."""
