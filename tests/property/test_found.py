@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from modelcached.model import Digest, Profile, RepoId, SnapshotId
+from modelcached.store.index import Blob, Index
+from modelcached.store.manifests import BlobStamp
 
 from tests.property import universe
 from tests.property.machine import CacheMachine
@@ -63,3 +65,14 @@ def test_a_blob_that_another_repository_brings_while_a_request_waits_for_space_i
         state.release(number=0, count=12)
         for repo_id in (ALPHA, COPY, BETA):
             state.evict(number=[s.repo_id for s in sorted(state.plain.known)].index(repo_id))
+
+
+def test_names_that_are_about_to_go_are_not_counted() -> None:
+    """A link is made while another name of the inode is condemned: stat still sees that one."""
+    index, digest = Index(), file_of(ALPHA, "tokenizer.json")
+    stamp = BlobStamp(7, 100, 1)
+    index.add_link(ALPHA, digest, Blob(stamp, 4096, 1, verified=True))
+    index.add_link(BETA, digest, Blob(stamp, 4096, 2, verified=True))
+    index.drop_link(ALPHA, digest)
+    index.add_link(COPY, digest, Blob(stamp, 4096, 3, verified=True))
+    assert [index.repo(repo_id).blobs[digest].link_count for repo_id in (BETA, COPY)] == [2, 2]

@@ -251,7 +251,7 @@ async def _drop_orphan(core: Core, repo_id: RepoId, digest: Digest, horizon: flo
         try:
             await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
         except (OSError, CacheError) as error:
-            core.index.restore_link(repo_id, digest, blob)
+            core.index.add_link(repo_id, digest, blob)
             log.warning("cannot remove a blob that no snapshot links to", digest=digest.hex, why=str(error))
             return False
         finally:

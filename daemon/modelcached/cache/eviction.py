@@ -180,7 +180,7 @@ class _Removal:
             # A ref that has moved on the disk and not in belief is written anew by the next hit.
             snapshot.state = self._was
             for digest, blob in self._blobs.items():
-                core.index.restore_link(snapshot.id.repo_id, digest, blob)
+                core.index.add_link(snapshot.id.repo_id, digest, blob)
             core.unremovable[snapshot.id] = time.monotonic() + _TRY_AGAIN_SECONDS
             await core.measure_after(snapshot.id.repo_id)  # refs and listing may be gone
             raise
@@ -201,7 +201,7 @@ class _Removal:
             return await core.pools.on_disk(_clean_disk, core, self._snapshot.id, self._blobs, self._trashed, last=last)
         finally:
             for digest, blob in self._blobs.items():
-                core.index.restore_link(repo_id, digest, blob)
+                core.index.add_link(repo_id, digest, blob)
             repo = core.index.repo(repo_id)
             if not repo.snapshots and not repo.blobs:
                 core.index.repos.pop(repo_id, None)

@@ -138,10 +138,17 @@ class Index:
         return repo.blobs.get(digest) if repo else None
 
     def add_link(self, repo_id: RepoId, digest: Digest, blob: Blob) -> None:
-        """Believes in one more name of an inode; all its names now know how many there are."""
-        before = self.repo(repo_id).blobs.get(digest)
-        if before is not None and before.stamp.inode != blob.stamp.inode:
+        """Believes in one more name of an inode; all its names now know how many there are.
+
+        One more than was believed, not what stat said: that counts names, too, which are condemned and about to go.
+        """
+        before = self.blob(repo_id, digest)
+        again = before is not None and before.stamp.inode == blob.stamp.inode
+        if before is not None and not again:
             self.drop_link(repo_id, digest)  # another took its place
+        known = next((other.link_count for other in self._names(digest, blob.stamp.inode)), None)
+        if known is not None:
+            blob.link_count = known if again else known + 1
         self.repo(repo_id).blobs[digest] = blob
         homes = self._homes.get(digest, ())
         if repo_id not in homes:
@@ -159,13 +166,6 @@ class Index:
         for other in self._names(digest, blob.stamp.inode):
             other.link_count -= 1
         return blob
-
-    def restore_link(self, repo_id: RepoId, digest: Digest, blob: Blob) -> None:
-        """Takes back a ``drop_link``: the name is still there."""
-        others = list(self._names(digest, blob.stamp.inode))
-        if others:
-            blob.link_count = others[0].link_count + 1
-        self.add_link(repo_id, digest, blob)
 
     def _names(self, digest: Digest, inode: int) -> Iterator[Blob]:
         for repo_id in self._homes.get(digest, ()):
