@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from modelcached.model import Digest, Profile, RepoId, SnapshotId
+from modelcached.model import Digest, Profile, RepoId, Revision, SnapshotId
 from modelcached.store.index import Blob, Index
 from modelcached.store.manifests import BlobStamp
 
@@ -76,3 +76,10 @@ def test_names_that_are_about_to_go_are_not_counted() -> None:
     index.drop_link(ALPHA, digest)
     index.add_link(COPY, digest, Blob(stamp, 4096, 3, verified=True))
     assert [index.repo(repo_id).blobs[digest].link_count for repo_id in (BETA, COPY)] == [2, 2]
+
+
+def test_a_request_that_is_cancelled_leaves_no_byte_in_the_account_that_is_gone(state: CacheMachine) -> None:
+    for turns in range(0, 60, 3):
+        state.lose_the_database(how="garbage", another_boot=False, known=True)  # leaves something in quarantine
+        state.others_take_space(room=100)
+        state.ensure_and_give_up(model=(BETA, Revision("main"), VLLM), turns=turns, how="an operator")

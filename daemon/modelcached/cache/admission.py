@@ -205,7 +205,17 @@ async def drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: 
     """Removes unfinished and orphaned blobs that nobody fetches or holds, oldest first; whether any went.
 
     ``wanted_bytes`` None means all. ``expired_only``: only what nobody asked for within ``partial_ttl``.
+    Who is cancelled meanwhile ends behind it, not within it: what is gone must be gone from the account.
     """
+    work = asyncio.create_task(_drop_leftovers(core, wanted_bytes, expired_only=expired_only))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
+
+
+async def _drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: bool) -> bool:
     horizon = time.time() - core.config.cache.partial_ttl.total_seconds() if expired_only else float("inf")
     given_up = time.time() - _ABANDONED_SECONDS
     for name, path in (("trash", core.layout.trash), ("staging", core.layout.staging)):

@@ -184,7 +184,7 @@ class Core:
     async def measure_after(self, *repos: RepoId) -> None:
         """What a change to repositories touches."""
         names = [repo_folder(repo_id) for repo_id in set(repos)]
-        await self.measure(*names, "partial", "staging", "trash", "manifests", "private")
+        await self.measure(*names, "partial", "staging", "trash", "quarantine", "manifests", "private")
         await self.measure_hub_alone()
 
     # hub/
