@@ -83,3 +83,10 @@ def test_a_request_that_is_cancelled_leaves_no_byte_in_the_account_that_is_gone(
         state.lose_the_database(how="garbage", another_boot=False, known=True)  # leaves something in quarantine
         state.others_take_space(room=100)
         state.ensure_and_give_up(model=(BETA, Revision("main"), VLLM), turns=turns, how="an operator")
+
+
+def test_what_lands_after_its_request_has_failed_is_in_the_account(state: CacheMachine) -> None:
+    for after in range(60, 240, 3):
+        state.random.seed(after)
+        state.ensure_from_a_bad_hub(model=(RepoId("org/shards"), after % 3, Profile("full")), after=after, how="dies")
+        state.sweep_leftovers(old=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ class FlightAccount:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._looks: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def allocating(self, flight: Flight) -> AsyncIterator[None]:
@@ -57,6 +59,15 @@ class FlightAccount:
         if flight.reservation is not None:
             flight.reservation.release()
         self._core.space.set_area(_area(flight), {})
+        if flight.interest <= 0:  # all who asked for it have gone, and their look at what it leaves came too early
+            look = asyncio.create_task(self._core.measure("partial", repo_folder(flight.repo_id)), name="look")
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
+
+    @property
+    def looking(self) -> frozenset[asyncio.Task[None]]:
+        """What brings the account up to the disk at this moment."""
+        return frozenset(self._looks)
 
 
 def _area(flight: Flight) -> str:
