@@ -24,6 +24,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                 terminalreporter.section(report.nodeid)
                 terminalreporter.write_line(value)
 
+
 from _pytest.terminal import TerminalReporter
 
 

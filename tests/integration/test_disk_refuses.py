@@ -384,6 +384,29 @@ async def test_what_two_evictions_at_once_free_is_counted_once(inside: Inside, h
         await inside.true()
 
 
+async def test_what_two_have_stays_with_the_one_that_could_not_go(inside: Inside, hub: Hub) -> None:
+    publish(hub, "one")
+    repo = hub.find_repo("org/one")
+    older = repo.resolve("main").sha
+    newer = repo.commit({"notes.json": b"{}"}, base="main", branch="main")
+    async with inside.serving():
+        with inside.node.client() as client:
+            for commit in (older, newer):
+                await asyncio.to_thread(lambda commit=commit: list(client.ensure(reference("org/one", commit))))
+        await inside.release()
+        inside.disk.refuses = lambda operation, path: errno.EPERM * (operation == "rename" and f"-{older}" in path)
+        with inside.node.admin() as admin, pytest.raises(ModelCacheError, match="could not be removed"):
+            await asyncio.to_thread(admin.evict, [reference("org/one", "")], dry_run=False)
+        inside.disk.nothing()
+        assert inside.node.visible("org/one") == [older]
+        hub.reset_counters()
+        with inside.node.client() as client:
+            *_, ready = await asyncio.to_thread(lambda: list(client.ensure(reference("org/one", older))))
+        assert ready.models[0].outcome == HIT
+        assert hub.request_count(kind="cdn") == 0
+        await inside.true()
+
+
 async def test_a_blob_without_a_snapshot_is_not_removed_from_under_a_new_request(inside: Inside, hub: Hub) -> None:
     publish(hub, "one")
     publish(hub, "large", size=2 * SIZE)

@@ -90,3 +90,11 @@ def test_what_lands_after_its_request_has_failed_is_in_the_account(state: CacheM
         state.random.seed(after)
         state.ensure_from_a_bad_hub(model=(RepoId("org/shards"), after % 3, Profile("full")), after=after, how="dies")
         state.sweep_leftovers(old=True)
+
+
+def test_a_kill_between_two_evictions_of_a_repository_shows_no_snapshot_without_its_blobs(state: CacheMachine) -> None:
+    for calls in range(1, 40):
+        for number in (0, 1):
+            state.ensure(model=(ALPHA, number, VLLM), kind="ttl", number=0)
+        state.release(number=0, count=12)
+        state.be_killed_at_work(model=(ALPHA, 0, VLLM), number=0, calls=calls, what="evict", another_boot=False)

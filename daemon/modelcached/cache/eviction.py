@@ -197,6 +197,10 @@ class _Removal:
         """What nobody sees any more. A blob that cannot be unlinked is one without a snapshot: tried again as such."""
         core, repo_id = self._core, self._snapshot.id.repo_id
         last = not core.use.holds_in(repo_id)  # a request that is under way needs its directories
+        for digest in list(self._blobs):
+            # One that was condemned before it could not be withdrawn, and is there again with the blobs that both had.
+            if core.index.needed(repo_id, digest, without=self._snapshot.id):
+                core.index.add_link(repo_id, digest, self._blobs.pop(digest))
         try:
             return await core.pools.on_disk(_clean_disk, core, self._snapshot.id, self._blobs, self._trashed, last=last)
         finally:
