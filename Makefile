@@ -4,9 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  ?=
 QUICK  ?=
+STEPS  ?= 200000
+SEED   ?= $(shell date +%s)
 CASE   ?=
 
-.PHONY: demo test system bench lint docs proto clean check-python
+.PHONY: demo test soak system bench lint docs proto clean check-python
 
 ## demo: the main job, from a cold cache to a tidy eviction (MODEL=org/name asks the real Hub)
 demo: $(VENV)/ready
@@ -15,6 +17,10 @@ demo: $(VENV)/ready
 ## test: lint, types, layers, and the whole default test suite
 test: $(VENV)/ready lint
 	$(BIN)/pytest -n 3 --dist loadfile
+
+## soak: what `make test` does for a minute, for an hour: STEPS=200000 of the state machine, SEED=1 for these again
+soak: $(VENV)/ready
+	$(BIN)/pytest tests/property -s --property-steps $(STEPS) --property-seed $(SEED)
 
 ## system: tests that need Debian packages, root, and mounts; .ci/run installs the packages
 system: $(VENV)/ready

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
+import structlog
+from _pytest.terminal import TerminalReporter
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,17 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--property-seed", type=int, default=0, help="another one, another run (default %(default)s)")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What tests have counted; it comes with their reports, from other processes too."""
-    for report in terminalreporter.stats.get("passed", []):
-        for name, value in report.user_properties:
-            if name == "counts":
-                terminalreporter.section(report.nodeid)
-                terminalreporter.write_line(value)
-
-
-from _pytest.terminal import TerminalReporter
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A daemon in this process may have pointed the log to a stream that ends with the test."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_configure() -> None:

@@ -14,7 +14,7 @@ from .zygote import Zygote
 MEMORY = "/dev/shm"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def zygote() -> Iterator[Zygote]:
     made = Zygote()
     yield made

@@ -15,7 +15,7 @@ from pathlib import Path
 from modelcached.ledger import database as state
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.leases import LeasedModel, LeaseKind
-from modelcached.ledger.use import UseLedger
+from modelcached.ledger.use import Pin, UseLedger
 from modelcached.model import (
     Algorithm,
     Commit,
@@ -183,6 +183,6 @@ def _state(layout: Layout, filling: Filling) -> None:
         del lease
         database.write_later(*statements)
     for _, new in pairs[: filling.pinned]:
-        database.write_later(use.pin(new.repo_id, MAIN))
+        database.write_later(use.pin(Pin(new.repo_id, MAIN)))
     database.write_later(state.COMPLETE)
     database.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import random
 import shutil
@@ -22,9 +23,11 @@ from typing import TypeVar
 from modelcached.cache import Cache, Core
 from modelcached.cache.account import FlightAccount
 from modelcached.cache.recovery import Report, recover
+from modelcached.cache.rescue import make_room
 from modelcached.config import Config
 from modelcached.events import Event
 from modelcached.ledger import database as state
+from modelcached.ledger.checks import Checks
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.space import Limits, Reservation, Space
 from modelcached.ledger.use import UseLedger
@@ -190,7 +193,7 @@ class Life:
         self.pools = Pools(later, later, later, later, later)
         self.clock = MovedClock(f"boot {self.hands.boot}", self.hands)
         prepare(self.disk, self.layout)
-        self.lock = OwnerLock(self.layout)
+        self.lock = OwnerLock(self.disk, self.layout)
         self.lock.acquire()
         connection, contents = _open_state(self.disk, self.layout)
         self.database = MortalDatabase(self.layout.state_db, connection)
@@ -217,9 +220,11 @@ class Life:
             allocating=account.allocating,
             published=account.published,
             ended=account.ended,
+            make_room=functools.partial(make_room, self.core),
         )
         catalog, upstream = Catalog(self.hub, self.core), Upstream(self.hub)
-        self.cache = Cache(self.core, catalog, self.flights, upstream, lambda: MEMORY_BYTES)  # type: ignore[arg-type]
+        checks = Checks(self.database, contents.checks)
+        self.cache = Cache(self.core, catalog, self.flights, upstream, checks, lambda: MEMORY_BYTES)  # type: ignore[arg-type]
         self.pods = pods
         self.keeper = LeaseKeeper(self.cache, pods)
         return await recover(self.core, lost=contents.lost)

@@ -676,7 +676,9 @@ class CacheMachine(RuleBasedStateMachine):
                 plain.leases[lease.id] = self._lease(lease)
         plain.refs = {(repo_id, r): c for repo_id, repo in core.index.repos.items() for r, c in repo.refs.items()}
         plain.named = {
-            (repo_id, revision): core.use.formerly(repo_id, revision)[::-1] for repo_id, revision in core.use._named
+            (repo_id, revision): core.use.formerly(repo_id, revision)[::-1]
+            for repo_id, revisions in core.use._named.items()
+            for revision in revisions
         }
 
     # Rules: operators
@@ -899,8 +901,13 @@ class CacheMachine(RuleBasedStateMachine):
     async def _others_wrote(self, *, disturbed: bool = True) -> None:
         """The account sees it when somebody looks: the next start does, and so will whoever watches the disk."""
         self.disturbed |= disturbed
-        await self.life.core.measure_hub()
-        await self.life.core.measure("root")
+        core = self.life.core
+        names = os.listdir(core.layout.hub)
+        gone = {"hub", *names, *core.areas()}
+        for name in [area for area in core.space.areas() if area not in gone and not area.startswith("flight ")]:
+            core.space.set_area(name, {})
+        await core.measure(*names, "root")
+        await core.measure_hub_alone()
         self.truth = look(self.root, self.memory)
         self.committed_bytes = self.truth.used_bytes - self.truth.database_bytes
 
@@ -1197,7 +1204,9 @@ class CacheMachine(RuleBasedStateMachine):
             kept = plain.known.setdefault(snapshot, Kept({}))
             kept.profiles = profiles & {profile.canonical for profile in PROFILES}
         plain.named = {
-            (repo_id, revision): core.use.formerly(repo_id, revision)[::-1] for repo_id, revision in core.use._named
+            (repo_id, revision): core.use.formerly(repo_id, revision)[::-1]
+            for repo_id, revisions in core.use._named.items()
+            for revision in revisions
         }
 
     # What must hold
@@ -1301,7 +1310,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert core.use.leases.keys() == plain.leases.keys()
         for lease_id, lease in plain.leases.items():
             assert core.use.leases[lease_id].kind is lease.kind
-        assert core.use.pins == plain.pins
+        assert {(pin.repo_id, pin.revision) for pin in core.use.pins} == plain.pins
         believed = {(repo_id, r): c for repo_id, repo in core.index.repos.items() for r, c in repo.refs.items()}
         assert believed == plain.refs
         for ref, commit in truth.refs.items():

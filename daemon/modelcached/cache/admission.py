@@ -62,10 +62,10 @@ async def admit(
 ) -> Reservation:
     """Reserves ``need()`` bytes, evicting for it. The caller goes on in the same step of the event loop.
 
-    ``whole_bytes`` is the request's size from nothing: what exceeds the budget by itself is told so at
-    once. ``look`` may read the disk, ``need`` reckons, in the step in which ``look`` ends; both
-    are asked again after every wait, for others may have fetched some of it meanwhile. ``modest``: nobody waits for it now, so that it has no more
-    than free room and what nobody needs (background.py).
+    ``whole_bytes`` is the request's size from nothing: what exceeds the budget by itself is told so at once. ``look``
+    may read the disk, ``need`` reckons, in the step in which ``look`` ends; both are asked again after every wait, for
+    others may have fetched some of it meanwhile. ``modest``: nobody waits for it now, so that it has no more than free
+    room and what nobody needs (background.py).
     Raises CacheError OVER_BUDGET, or NoRoomError, naming need, free, pinned, leased and in flight.
     """
     failed: CacheError | None = None

@@ -170,7 +170,9 @@ class _Walk:
                     self.core.index.load(found, records, self.core.layout.repo(found.repo_id))
                     self.core.space.set_area(repo_folder(found.repo_id), found.sizes)
                     self.reported[found.repo_id] = found.strangers
-                    await self.core.pools.on_disk(_write_trees, self.core, _without_tree(self.core, found))
+                    if lacking := _without_tree(self.core, found):
+                        await self.core.pools.on_disk(_write_trees, self.core, lacking)
+                        await self.core.measure(repo_folder(found.repo_id))
 
     def _look(
         self, walker: Walker, folders: Sequence[str], *, mends: bool

@@ -103,7 +103,7 @@ async def condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
     core.index.doubt(digest, blob.stamp.inode)  # other repositories may have it as theirs: as bad there
     needing = [snapshot for snapshot in repo.snapshots.values() if digest in snapshot.digests]
     used = [s for s in needing if core.use.leases_on(s.id, refs) or core.use.is_held(s.id)]
-    log.error(
+    log.warning(
         "blob is not what its name says",
         repo_id=repo_id,
         digest=digest.hex,
