@@ -78,6 +78,16 @@ def test_names_that_are_about_to_go_are_not_counted() -> None:
     assert [index.repo(repo_id).blobs[digest].link_count for repo_id in (BETA, COPY)] == [2, 2]
 
 
+def test_a_name_that_is_hashed_anew_while_another_one_goes_is_counted_right(state: CacheMachine) -> None:
+    for number in range(1, 80, 2):
+        for repo_id in (ALPHA, BETA):
+            state.ensure(model=(repo_id, 0, JSON), kind="ttl", number=0)
+        state.release(number=0, count=12)
+        os.utime(state.life.layout.blob(ALPHA, file_of(ALPHA, "tokenizer.json")), ns=(number, number))
+        state.be_killed(another_boot=False)
+        state.ensure_amid_an_eviction(model=(ALPHA, 0, JSON), number=number, own=False)
+
+
 def test_a_request_that_is_cancelled_leaves_no_byte_in_the_account_that_is_gone(state: CacheMachine) -> None:
     for turns in range(0, 60, 3):
         state.lose_the_database(how="garbage", another_boot=False, known=True)  # leaves something in quarantine
