@@ -16,7 +16,7 @@ demo: $(VENV)/ready
 
 ## test: lint, types, layers, and the whole default test suite
 test: $(VENV)/ready lint
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 ## soak: what `make test` does for a minute, for an hour: STEPS=200000 of the state machine, SEED=1 for these again
 soak: $(VENV)/ready

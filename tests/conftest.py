@@ -17,6 +17,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--property-seed", type=int, default=0, help="another one, another run (default %(default)s)")
 
 
+_LONG = (
+    "test_watching",
+    "test_model_list",
+    "test_leases",
+    "test_state_machine",
+    "test_many_callers",
+    "test_lost_writes",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest first, and unit tests last: a file is one worker's, and nobody waits for the last one."""
+
+    def rank(item: pytest.Item) -> int:
+        if item.path.stem in _LONG:
+            return _LONG.index(item.path.stem)
+        return len(_LONG) + ("/unit/" in item.path.as_posix())
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
     """A daemon in this process may have pointed the log to a stream that ends with the test."""

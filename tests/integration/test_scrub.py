@@ -17,7 +17,7 @@ from tests.node.daemon import Node
 SIZE = 4 * MIB
 SECONDS = 30.0
 EAGER = {"interval": "1s", "rate": "1GB"}
-LATER = {"interval": "1d", "rate": "1GB"}
+LATER = {"interval": "365d", "rate": "1GB"}
 
 
 def rot(path: Path) -> None:
@@ -178,7 +178,6 @@ def test_who_was_read_longest_ago_is_read_first_and_a_restart_does_not_begin_ane
         age = 86_400 * (10 - number)
         os.utime(model.blob, (time.time() - age, time.time() - age))
         calm.run("ensure-model", f"org/{model.name}")  # hashed anew, for it looks different now
-    calm.wait_until(lambda: calm.metric("modelcached_oldest_check_age_seconds") > 9.9 * 86_400, SECONDS, "shown")
     scrub(calm, interval="7d")
     calm.wait_until(lambda: calm.metric("modelcached_scrubbed_bytes_total") == 3 * SIZE, SECONDS, "all that is due")
     read = [line["digest"] for line in calm.log_lines("read again")]

@@ -184,6 +184,8 @@ class Life:
     dies_at: int | None = None
     """Before which of them."""
     dead: bool = False
+    has_database: bool = False
+    """It did not die before."""
 
     async def start(self) -> Report:
         self.died = asyncio.get_running_loop().create_future()
@@ -197,6 +199,7 @@ class Life:
         self.lock.acquire()
         connection, contents = _open_state(self.disk, self.layout)
         self.database = MortalDatabase(self.layout.state_db, connection)
+        self.has_database = True
         pods = PodsDirectory(
             self.pods_dir,
             OWN_POD,
@@ -266,7 +269,8 @@ class Life:
     def die(self) -> None:
         """From now on nothing of it changes anything."""
         self.dead = True
-        self.database.die()
+        if self.has_database:
+            self.database.die()
         if not self.died.done():
             self.died.set_result(None)
 
@@ -278,7 +282,8 @@ class Life:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks, timeout=0.05)
-        self.database.bury()
+        if self.has_database:
+            self.database.bury()
         self.lock.release()
         for number in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):

@@ -356,6 +356,16 @@ class CacheMachine(RuleBasedStateMachine):
         path = f"{self.root}/hub/{repo_folder(repo_id)}/blobs/{digest}"
         return self.memory.is_right(path, self.truth.blobs[name], digest)
 
+    def _left_bytes(self, needed: set[Name]) -> int:
+        """What nobody uses and the request does not need: unfinished, bad, or without a snapshot."""
+        private = f"{self.root}/modelcached"
+        hexes = {hex_digest for _, hex_digest in needed}
+        paths = [f"{private}/quarantine/{name}" for name in self._names("quarantine")]
+        paths += [f"{private}/partial/{n}" for n in self._names("partial") if n.removesuffix(".journal") not in hexes]
+        paths += [f"{self.root}/hub/{repo_folder(repo_id)}/blobs/{name}" for repo_id, name in self._orphans() - needed]
+        found = [os.lstat(path) for path in paths if os.path.lexists(path)]
+        return sum({status.st_ino: status.st_blocks * 512 for status in found}.values())
+
     async def _ask_alone(self, wanted: Sequence[Model], wish: LeaseWish) -> Ready | CacheError:
         """One request, nothing beside it: what is fetched and who goes for it are known beforehand."""
         before, truth = self.plain.copy(), self.truth
@@ -382,9 +392,12 @@ class CacheMachine(RuleBasedStateMachine):
             for digest in digests - self.doubtful:
                 assert served[digest] == SIZES[digest] - left[digest], f"I2, I5: {digest} was fetched again"
         elif result.reason is Reason.NO_SPACE_NOW:
-            assert not {n.removesuffix(".journal") for n in self._names("partial")} - {n for _, n in needed}
-            assert not self._names("quarantine")
-            assert not self._orphans() - needed
+            told = {key: int(value) for key, value in result.metadata.items() if key.endswith("_bytes")}
+            short = told["need_bytes"] - (told["budget_bytes"] - SET_ASIDE_BYTES - told["used_bytes"])
+            left_bytes = self._left_bytes(needed)
+            assert not left_bytes or told["evictable_bytes"] + left_bytes < short, (
+                "what was left would have been enough"
+            )
         else:
             assert troubled, f"refused, and nobody knows why: {result}"
         if exact is not None and self._counted(truth):

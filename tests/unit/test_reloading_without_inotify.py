@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import structlog
-from modelcached.config import Config
-from modelcached.upkeep import reload
-from modelcached.upkeep.reload import Reloader
+from modelcached.upkeep import watching
+from modelcached.upkeep.watching import FileWatcher
 
 
 @pytest.mark.parametrize("where", ["instance", "watch"])
@@ -21,12 +20,12 @@ async def test_a_file_that_cannot_be_watched_is_told_of(
         raise OSError(errno.EMFILE, f"inotify {where} limit reached")
 
     if where == "instance":
-        monkeypatch.setattr(reload, "Observer", refuse)
+        monkeypatch.setattr(watching, "Observer", refuse)
     else:
-        monkeypatch.setattr(reload.Observer, "start", refuse)
-    reloader = Reloader(Config(), Config, lambda _config: None, lambda _why: None)
+        monkeypatch.setattr(watching.Observer, "start", refuse)
+    watcher = FileWatcher()
     with structlog.testing.capture_logs() as logged:
-        reloader.watch(tmp_path / "config.toml")
-    assert [entry["event"] for entry in logged] == ["configuration is not watched, use SIGHUP"]
+        watcher.follow("configuration", tmp_path / "config.toml", lambda: None)
+    assert [entry["event"] for entry in logged] == ["a file is not watched"]
     assert f"inotify {where} limit reached" in logged[0]["why"]
-    reloader.stop()
+    watcher.stop()

@@ -272,6 +272,7 @@ class Assembly:
             finally:
                 for flight in self.joined.values():
                     self.flights.leave(flight)
+                self.core.forget_mended()
                 try:  # what was promised for links and records is counted before the promise ends
                     await self.core.measure_after(*(want.snapshot.repo_id for want in self.wants))
                 finally:

@@ -235,14 +235,15 @@ class Core:
         """Where operators look, until it is mended."""
         self.degraded[f"{_BAD_BLOB}{repo_id} {digest.hex}"] = text
 
-    def told_bad(self) -> list[tuple[RepoId, Digest]]:
-        """Those that are told of."""
-        topics = (t.removeprefix(_BAD_BLOB).split(" ") for t in self.degraded if t.startswith(_BAD_BLOB))
-        return [(RepoId(repo), digest) for repo, text in topics if (digest := Digest.parse(text)) is not None]
-
-    def mended(self, repo_id: RepoId, digest: Digest) -> None:
-        """A right one has taken its place, or nobody has it any more."""
-        self.degraded.pop(f"{_BAD_BLOB}{repo_id} {digest.hex}", None)
+    def forget_mended(self) -> None:
+        """Those whose place a right one has taken, or that no snapshot has any more."""
+        for topic in [topic for topic in self.degraded if topic.startswith(_BAD_BLOB)]:
+            name, text = topic.removeprefix(_BAD_BLOB).split(" ")
+            repo, digest = self.index.repos.get(RepoId(name)), Digest.parse(text)
+            blob = repo.blobs.get(digest) if repo is not None and digest is not None else None
+            wanted = repo is not None and any(digest in snapshot.digests for snapshot in repo.snapshots.values())
+            if blob is None or blob.verified or not wanted:
+                del self.degraded[topic]
 
     # Order
 

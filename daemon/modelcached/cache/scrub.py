@@ -66,7 +66,7 @@ class Scrubber:
         if section != self._section or self._core.clock.wall() >= self._wake_at:
             self._section = section
             await self._work()
-        self._forget_healed()
+        self._core.forget_mended()
 
     def stop(self) -> None:
         """What is being read is given up, for the pools' ``stopping`` is set."""
@@ -74,34 +74,40 @@ class Scrubber:
 
     async def _work(self) -> None:
         section, now = self._core.config.scrub, self._core.clock.wall()
-        found = await self._survey()
-        self._checks.keep_only({(due.digest.hex, due.blob.stamp.inode) for due in found})
+        horizon = now - section.interval.total_seconds()
+        due, rest = await self._survey(horizon)
+        self.oldest = due[0].last if due else rest
+        self._checks.keep_only(self._core.index.has_inode)
         self._wake_at = now + min(_SURVEY_SECONDS, section.interval.total_seconds())
         if not section.rate:
             return
         self._pace.bytes_per_second = section.rate
-        horizon = now - section.interval.total_seconds()
-        for due, following in itertools.zip_longest(found, found[1:]):
+        for one, following in itertools.zip_longest(due, due[1:]):
             if self._core.config.scrub != section:
                 return  # the next look begins anew
-            if due.last > horizon:
-                break
-            if self._failed.get((due.digest.hex, due.blob.stamp.inode), 0.0) <= horizon:
-                await self._check(due)
-                self.oldest = following.last if following is not None else now
+            if self._failed.get((one.digest.hex, one.blob.stamp.inode), 0.0) <= horizon:
+                await self._check(one)
+                self.oldest = following.last if following is not None else rest or now
 
-    async def _survey(self) -> list[_Due]:
-        """Each inode once, under one of its names; who was read longest ago first. In steps, for they may be many."""
+    async def _survey(self, horizon: float) -> tuple[list[_Due], float | None]:
+        """What was last read before the horizon, each inode once, who was read longest ago first; and when of the rest.
+
+        In steps, and keeping only what is due: a large cache has a hundred thousand.
+        """
         found: dict[int, _Due] = {}
+        rest: float | None = None
         for number, (repo_id, repo) in enumerate(list(self._core.index.repos.items())):
             for digest, blob in repo.blobs.items():
-                if blob.verified and not blob.foreign and blob.stamp.inode not in found:
-                    last = self._checks.last(digest, blob.stamp.inode, blob.stamp.mtime_ns / 1e9)
+                if not blob.verified or blob.foreign or blob.stamp.inode in found:
+                    continue
+                last = self._checks.last(digest, blob.stamp.inode, blob.stamp.mtime_ns / 1e9)
+                if last <= horizon:
                     found[blob.stamp.inode] = _Due(repo_id, digest, blob, last)
+                elif rest is None or last < rest:
+                    rest = last
             if number % _REPOS_A_STEP == 0:
                 await asyncio.sleep(0)
-        self.oldest = min((due.last for due in found.values()), default=None)
-        return sorted(found.values(), key=lambda due: (due.last, due.digest))
+        return sorted(found.values(), key=lambda due: (due.last, due.digest)), rest
 
     async def _check(self, due: _Due) -> None:
         core, path = self._core, self._core.layout.blob(due.repo_id, due.digest)
@@ -166,9 +172,3 @@ class Scrubber:
         for selection in snapshot.record.selections.values():
             for revision in revisions or [Revision(snapshot.id.commit)]:
                 self._assemblies.begin((Want(snapshot.record, selection, revision, stale=False),), token)
-
-    def _forget_healed(self) -> None:
-        for repo_id, digest in self._core.told_bad():
-            blob = self._core.index.blob(repo_id, digest)
-            if blob is None or blob.verified:
-                self._core.mended(repo_id, digest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from modelcached.ledger.database import Database, Statement
 from modelcached.model import Digest
@@ -27,9 +27,9 @@ class Checks:
         self._at[digest.hex, inode] = at
         self._database.write_later(("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (digest.hex, inode, at)))
 
-    def keep_only(self, there: set[Checked]) -> None:
+    def keep_only(self, is_there: Callable[[Digest, int], bool]) -> None:
         """Forgets what is cached no more."""
-        gone = [key for key in self._at if key not in there]
+        gone = [key for key in self._at if (digest := Digest.parse(key[0])) is None or not is_there(digest, key[1])]
         statements: list[Statement] = []
         for key in gone:
             del self._at[key]

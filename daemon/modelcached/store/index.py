@@ -173,6 +173,10 @@ class Index:
             if blob is not None and blob.stamp.inode == inode:
                 yield blob
 
+    def has_inode(self, digest: Digest, inode: int) -> bool:
+        """Whether the inode has any name here."""
+        return next(self._names(digest, inode), None) is not None
+
     def doubt(self, digest: Digest, inode: int) -> None:
         """The inode was found bad: none of its names is believed any more until it is hashed."""
         for name in self._names(digest, inode):

@@ -94,9 +94,11 @@ class Watch:
         self._round_began = time.monotonic()
         await self._begin()
         horizon = self._began - _SETTLE_SECONDS
-        for folder, found in (await self._heed(await self._folders())).items():
-            if any(directory.mtime_ns / 1e9 >= horizon for directory in found):
-                self._due.setdefault(folder, time.monotonic())
+        all_found = await self._heed(await self._folders())
+        changed = {name for name, own in all_found.items() if any(one.mtime_ns / 1e9 >= horizon for one in own)}
+        if "" in changed:  # what is no repository has no directory that tells
+            changed |= {name for name, own in all_found.items() if not own}
+        self._due |= {name: time.monotonic() for name in changed if name not in self._due}
 
     async def turn(self) -> None:
         """Once; about a second long at most, whatever there is to do."""
