@@ -8,7 +8,7 @@ STEPS  ?= 200000
 SEED   ?= $(shell date +%s)
 CASE   ?=
 
-.PHONY: demo test soak system bench lint docs proto clean check-python
+.PHONY: demo test deep soak system bench lint docs proto clean check-python
 
 ## demo: the main job, from a cold cache to a tidy eviction (MODEL=org/name asks the real Hub)
 demo: $(VENV)/ready
@@ -16,11 +16,15 @@ demo: $(VENV)/ready
 
 ## test: lint, types, layers, and the whole default test suite
 test: $(VENV)/ready lint
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+## deep: the cache against a plain model, dying before every call that changes the disk, a large cache, the model list
+deep: $(VENV)/ready
+	$(BIN)/pytest -n 3 --dist loadfile -m deep
 
 ## soak: what `make test` does for a minute, for an hour: STEPS=200000 of the state machine, SEED=1 for these again
 soak: $(VENV)/ready
-	$(BIN)/pytest tests/property -s --property-steps $(STEPS) --property-seed $(SEED)
+	$(BIN)/pytest tests/property -m deep -s --property-steps $(STEPS) --property-seed $(SEED)
 
 ## system: tests that need Debian packages, root, and mounts; .ci/run installs the packages
 system: $(VENV)/ready

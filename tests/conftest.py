@@ -17,25 +17,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--property-seed", type=int, default=0, help="another one, another run (default %(default)s)")
 
 
-_LONG = (
-    "test_watching",
-    "test_model_list",
-    "test_leases",
-    "test_state_machine",
-    "test_many_callers",
-    "test_lost_writes",
-)
+_DEEP = ("tests/property/", "tests/crash/", "/test_crash_points.py", "/test_large_cache.py", "/test_model_list.py")
+"""What `make deep` runs, and `make test` leaves to it: together they would take more than ten minutes."""
+_LONGEST = "test_watching"
+"""A file is one worker's: the longest goes first, so that nobody waits for it at the end."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest first, and unit tests last: a file is one worker's, and nobody waits for the last one."""
-
-    def rank(item: pytest.Item) -> int:
-        if item.path.stem in _LONG:
-            return _LONG.index(item.path.stem)
-        return len(_LONG) + ("/unit/" in item.path.as_posix())
-
-    items.sort(key=rank)
+    """Marks what is deep, and begins with what takes longest."""
+    for item in items:
+        if any(part in item.path.as_posix() for part in _DEEP):
+            item.add_marker("deep")
+    items.sort(key=lambda item: item.path.stem != _LONGEST)
 
 
 @pytest.fixture(autouse=True)
