@@ -19,8 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 _DEEP = ("tests/property/", "tests/crash/", "/test_crash_points.py", "/test_large_cache.py", "/test_model_list.py")
 """What `make deep` runs, and `make test` leaves to it: together they would take more than ten minutes."""
-_LONGEST = "test_watching"
-"""A file is one worker's: the longest goes first, so that nobody waits for it at the end."""
+_LONGEST = ("test_watching", "test_xet", "test_leases", "test_turns")
+"""A file is one worker's: the longest go first, so that nobody waits for them at the end."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(part in item.path.as_posix() for part in _DEEP):
             item.add_marker("deep")
-    items.sort(key=lambda item: item.path.stem != _LONGEST)
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
 
 @pytest.fixture(autouse=True)
