@@ -25,9 +25,11 @@ _LONGEST = ("test_watching", "test_xet", "test_leases", "test_turns")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is deep, and begins with what takes longest."""
+    """Marks what is deep, and what only `make soak` runs; and begins with what takes longest."""
     for item in items:
-        if any(part in item.path.as_posix() for part in _DEEP):
+        if item.path.stem == "test_state_machine":
+            item.add_marker("soak")
+        elif any(part in item.path.as_posix() for part in _DEEP):
             item.add_marker("deep")
     items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
