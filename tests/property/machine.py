@@ -212,6 +212,9 @@ class CacheMachine(RuleBasedStateMachine):
         if any(asked.holds and snapshot in asked.snapshots for asked in self.asked):
             self.wrong.append(f"I3: {snapshot} was evicted for {event.reason} under a request for it")
         self.plain.gone([snapshot])
+        if event.reason == "bad":  # withdrawn, not for space: no victim
+            self.tally.seen["bad snapshots withdrawn"] += 1
+            return
         self.evicted.append(snapshot)
         self.tally.seen["snapshots evicted"] += 1
 

@@ -94,39 +94,37 @@ async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, te
 async def condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
     """A blob was read and is bad: nobody is served from it, a copy of it is kept for whoever wants to look.
 
-    What nobody uses is taken out of sight, and the blob with it. What is leased, or what a request is making whole,
-    stays as it is: its readers would gain nothing from a link that leads nowhere, and the blob that is fetched anew
-    takes the bad one's place in one step. Raises OSError.
+    What nobody uses is taken out of sight, and the blob with it. What is leased or pinned, or what a request is making
+    whole, stays as it is: its readers would gain nothing from a link that leads nowhere, and the blob that is fetched
+    anew takes the bad one's place in one step, for all snapshots of the repository. Raises OSError.
     """
     repo = core.index.repo(repo_id)
-    blob, refs = repo.blobs[digest], core.refs()
+    blob = repo.blobs[digest]
     core.index.doubt(digest, blob.stamp.inode)  # other repositories may have it as theirs: as bad there
-    needing = [snapshot for snapshot in repo.snapshots.values() if digest in snapshot.digests]
-    used = [s for s in needing if core.use.leases_on(s.id, refs) or core.use.is_held(s.id)]
-    log.warning(
-        "blob is not what its name says",
-        repo_id=repo_id,
-        digest=digest.hex,
-        size_bytes=blob.stamp.size_bytes,
-        used_by=[str(s.id) for s in used],
-    )
+    size = blob.stamp.size_bytes
+    log.warning("blob is not what its name says", repo_id=repo_id, digest=digest.hex, size_bytes=size)
     core.observe(BlobCondemned(repo_id, digest.hex))
     await core.pools.on_disk(core.snapshots.keep_bad_blob, repo_id, digest)
     await core.measure("quarantine")
-    leased = [s for s in used if core.use.leases_on(s.id, refs)]
-    if leased:
+    # One step from here to the withdrawal: who is leased meanwhile is not taken away.
+    refs, comes = core.refs(), core.use.holds(Name(repo_id, digest))  # a request is about to fetch it
+    needing = [snapshot for snapshot in repo.snapshots.values() if digest in snapshot.digests]
+    free = [s for s in needing if s.id not in core.evictions and not core.use.protected(s.id, refs)]
+    unused = [] if comes else free
+    kept = [str(s.id) for s in needing if core.use.leased(s.id, refs) or core.use.pins_on(s.id, refs)]
+    if kept:
         core.tell_bad(
             repo_id,
             digest,
-            f"{', '.join(str(s.id) for s in leased)} is in use and its blob {digest.hex[:12]} went bad on the disk: "
+            f"{', '.join(kept)} is in use and its blob {digest.hex[:12]} went bad on the disk: "
             "it is being fetched again; restart its readers when this has gone",
         )
-    ends = await eviction.finished([eviction.withdraw(core, s) for s in needing if s not in used])
-    for end in ends:
+    for end in await eviction.finished([eviction.withdraw(core, snapshot) for snapshot in unused]):
         if isinstance(end, BaseException):
             log.error("snapshot with a bad blob could not be withdrawn", why=str(end))
     async with core.removing(repo_id):
-        if not used and not core.use.holds(Name(repo_id, digest)) and core.index.blob(repo_id, digest) is blob:
+        needed = any(digest in snapshot.digests for snapshot in repo.snapshots.values())
+        if not needed and not core.use.holds(Name(repo_id, digest)) and core.index.blob(repo_id, digest) is blob:
             core.index.drop_link(repo_id, digest)
             await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
     await core.measure_after(repo_id)
