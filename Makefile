@@ -18,13 +18,13 @@ demo: $(VENV)/ready
 test: $(VENV)/ready lint
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-## deep: dying before every call that changes the disk, what the state machine found, a large cache, the model list
+## deep: the cache against a plain model, dying before every call that changes the disk, a large cache, what others do
 deep: $(VENV)/ready
-	$(BIN)/pytest -n 3 --dist loadfile -m deep
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m deep
 
-## soak: the cache against a plain model (tests/property): STEPS=200000 for an hour, SEED=1 for these again
+## soak: the cache against a plain model for an hour: STEPS=200000 of the state machine, SEED=1 for others
 soak: $(VENV)/ready
-	$(BIN)/pytest tests/property -m soak -s --property-steps $(STEPS) --property-seed $(SEED)
+	$(BIN)/pytest tests/property -m deep -s --property-steps $(STEPS) --property-seed $(SEED)
 
 ## system: tests that need Debian packages, root, and mounts; .ci/run installs the packages
 system: $(VENV)/ready

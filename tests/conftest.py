@@ -17,19 +17,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--property-seed", type=int, default=0, help="another one, another run (default %(default)s)")
 
 
-_DEEP = ("tests/property/", "tests/crash/", "/test_crash_points.py", "/test_large_cache.py", "/test_model_list.py")
+_DEEP = (
+    "tests/property/",
+    "tests/crash/",
+    "/test_crash_points.py",
+    "/test_large_cache.py",
+    "/test_model_list.py",
+    "/test_watching.py",
+)
 """What `make deep` runs, and `make test` leaves to it: together they would take more than ten minutes."""
-_LONGEST = ("test_watching", "test_xet", "test_leases", "test_turns")
+_LONGEST = ("test_watching", "test_state_machine", "test_xet", "test_leases", "test_turns")
 """A file is one worker's: the longest go first, so that nobody waits for them at the end."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is deep, and what only `make soak` runs; and begins with what takes longest."""
+    """Marks what is deep, and begins with what takes longest."""
     for item in items:
-        if item.path.stem == "test_state_machine":
-            item.add_marker("soak")
-        elif any(part in item.path.as_posix() for part in _DEEP):
+        if any(part in item.path.as_posix() for part in _DEEP):
             item.add_marker("deep")
     items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
