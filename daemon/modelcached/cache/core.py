@@ -29,10 +29,10 @@ from modelcached.store.disk import Disk, storage_error
 from modelcached.store.index import Index
 from modelcached.store.layout import Layout
 from modelcached.store.manifests import ManifestStore
+from modelcached.store.measure import free_bytes, measure
 from modelcached.store.neighbours import KUBELET_DIRECTORIES, kubelet_directory
 from modelcached.store.owner import Ballast
 from modelcached.store.partials import PartialStore
-from modelcached.store.scan import free_bytes, measure
 from modelcached.store.snapshots import SnapshotStore
 from modelcached.units import format_size
 

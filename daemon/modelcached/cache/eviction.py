@@ -23,7 +23,7 @@ from modelcached.ledger.use import Protection
 from modelcached.ledger.victims import Books, Candidate, Name, Shares, Victim, choose
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId
 from modelcached.store.index import Blob, Snapshot, SnapshotState
-from modelcached.store.scan import measure
+from modelcached.store.measure import measure
 
 log = structlog.get_logger()
 

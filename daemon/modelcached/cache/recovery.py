@@ -23,8 +23,9 @@ from modelcached.model import Commit, RepoId, SnapshotId, repo_folder, repo_id_o
 from modelcached.store.index import SnapshotState
 from modelcached.store.layout import Layout
 from modelcached.store.manifests import Record
+from modelcached.store.measure import free_bytes, measure
 from modelcached.store.mounts import is_mounted, mounts_below
-from modelcached.store.scan import FoundRepo, free_bytes, measure
+from modelcached.store.scan import FoundRepo
 from modelcached.store.walker import Walker, walking
 
 log = structlog.get_logger()

@@ -15,7 +15,7 @@ from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
 from modelcached.store.index import Snapshot, SnapshotState
-from modelcached.store.scan import free_bytes
+from modelcached.store.measure import free_bytes
 
 
 class Shelf:

@@ -16,7 +16,8 @@ from modelcached.ledger.victims import Name
 from modelcached.model import Digest, RepoId, Selection
 from modelcached.store.index import Blob
 from modelcached.store.manifests import BlobStamp
-from modelcached.store.scan import BLOCK, FoundBlob, regular_status
+from modelcached.store.measure import BLOCK
+from modelcached.store.scan import FoundBlob, regular_status
 from modelcached.transfer.hashing import hash_file
 
 log = structlog.get_logger()

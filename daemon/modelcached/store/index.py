@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId
 from modelcached.store.manifests import BlobStamp, Record
-from modelcached.store.scan import BLOCK, FoundBlob, FoundRepo
+from modelcached.store.measure import BLOCK
+from modelcached.store.scan import FoundBlob, FoundRepo
 
 
 class SnapshotState(enum.Enum):

@@ -28,7 +28,7 @@ from modelcached.model import (
 )
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
-from modelcached.store.scan import bytes_of_name
+from modelcached.store.measure import bytes_of_name
 
 FORMAT_VERSION = 1
 

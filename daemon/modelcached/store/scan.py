@@ -17,14 +17,10 @@ from typing import NamedTuple
 from modelcached.errors import CacheError
 from modelcached.model import Algorithm, Commit, Digest, RepoId, Revision, SnapshotId, as_commit, parse_revision
 from modelcached.store.layout import Layout, link_text
+from modelcached.store.measure import BLOCK, Sizes, add, measure
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL}
 """What a disk that is well says of a link that is gone, or is none."""
-
-BLOCK = 512  # stat(2): st_blocks counts these, whatever the filesystem's own block is
-
-Sizes = dict[int, int]
-"""Allocated bytes by inode."""
 
 
 class FoundBlob(NamedTuple):
@@ -80,69 +76,6 @@ class FoundRepo:
         return None
 
 
-def measure(
-    path: str, *, skip: frozenset[str] = frozenset(), deep: bool = True, device: int | None = None
-) -> tuple[Sizes, OSError | None]:
-    """Allocated bytes of all at and below path, as du -x counts; what vanishes meanwhile counts nothing.
-
-    By inode, but those of directories and symlinks together under the first one's: they are never of two areas at
-    once, and a cache has a link for each file. Other filesystems that are mounted below are nobody's business here:
-    their bytes are not the cache's. The second is why not all of it could be seen (the last error), or None. Without
-    ``deep``: of path alone. ``device``: of the filesystem that counts; path's own where none is given.
-    """
-    sizes: Sizes = {}
-    unseen: OSError | None = None
-    try:
-        status = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return sizes, None
-    except OSError as error:
-        return sizes, error
-    if status.st_dev != (device := device or status.st_dev):
-        return sizes, None
-    top = _add(sizes, status)
-    pending = [path] if deep and stat.S_ISDIR(status.st_mode) else []
-    while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    if entry.path in skip:
-                        continue
-                    try:
-                        item = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    if item.st_dev != device:
-                        continue
-                    if stat.S_ISDIR(item.st_mode):
-                        pending.append(entry.path)
-                    _add(sizes, item, top)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            unseen = error
-    return sizes, unseen
-
-
-def _add(sizes: Sizes, status: os.stat_result, top: int | None = None) -> int:
-    """Counts it; under which inode."""
-    alone = stat.S_ISDIR(status.st_mode) or (stat.S_ISLNK(status.st_mode) and status.st_nlink == 1)
-    if top is None or not alone:
-        sizes[status.st_ino] = status.st_blocks * BLOCK
-        return status.st_ino
-    sizes[top] += status.st_blocks * BLOCK
-    return top
-
-
-def bytes_of_name(path: str) -> int:
-    """What du loses when this name goes: nothing where it is not there, or its inode has another name."""
-    try:
-        status = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
-    return status.st_blocks * BLOCK if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1 else 0
-
-
 def _real_directory(path: str) -> bool:
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
@@ -163,13 +96,13 @@ class _Scan:
         self._hub = layout.hub
         self._digests = dict(known)
         self._sizes = self.found.sizes
-        self._top = _add(self._sizes, status)
+        self._top = add(self._sizes, status)
 
     def run(self, root: str) -> None:
         directories = {}
         for entry in self._entries(root):
             if entry.name in _LAYOUT and entry.is_dir(follow_symlinks=False):
-                _add(self._sizes, entry.stat(follow_symlinks=False), self._top)
+                add(self._sizes, entry.stat(follow_symlinks=False), self._top)
                 directories[entry.name] = entry.path
             elif entry.name == _MISSES:
                 self._sizes |= measure(entry.path)[0]
@@ -229,7 +162,7 @@ class _Scan:
         target = os.path.realpath(entry.path)
         if not target.startswith(f"{os.path.realpath(self._hub)}/blobs/") or not os.path.isfile(target):
             return False
-        _add(self._sizes, status, self._top)
+        add(self._sizes, status, self._top)
         content = os.stat(target)
         self.found.blobs[digest] = FoundBlob.of(content, os.geteuid(), content.st_blocks * BLOCK)
         self.found.shared[digest] = target
@@ -245,7 +178,7 @@ class _Scan:
             pending = [("", entry, link_text("", _NO_DIGEST))]
             for prefix, folder, way in pending:
                 with contextlib.suppress(FileNotFoundError):
-                    _add(self._sizes, folder.stat(follow_symlinks=False), self._top)
+                    add(self._sizes, folder.stat(follow_symlinks=False), self._top)
                 for item in self._entries(folder.path):
                     if item.is_dir(follow_symlinks=False):
                         pending.append((f"{prefix}{item.name}/", item, f"../{way}"))
@@ -258,7 +191,7 @@ class _Scan:
                     if status.st_nlink == 1 and text:
                         self._sizes[self._top] += status.st_blocks * BLOCK
                     else:
-                        _add(self._sizes, status, self._top)
+                        add(self._sizes, status, self._top)
                     if text.startswith(way):
                         name = text[len(way) :]
                         digest = self._digests.get(name) or self._digest(name)
@@ -273,7 +206,7 @@ class _Scan:
                 self._stranger(entry)
                 continue
             with contextlib.suppress(FileNotFoundError):
-                _add(self._sizes, entry.stat(follow_symlinks=False), self._top)
+                add(self._sizes, entry.stat(follow_symlinks=False), self._top)
                 self.found.trees.add(commit)
 
     def _refs(self, entries: list[os.DirEntry[str]]) -> None:
@@ -282,7 +215,7 @@ class _Scan:
             commit = None
             try:
                 status = entry.stat(follow_symlinks=False)
-                _add(self._sizes, status, self._top)
+                add(self._sizes, status, self._top)
                 if stat.S_ISDIR(status.st_mode):
                     inside = self._entries(entry.path)
                     self.found.hollow |= not inside
@@ -371,12 +304,6 @@ def _real_folders(root: str, folder: str, known: dict[str, bool]) -> bool:
     if folder not in known:
         known[folder] = _real_folders(root, folder.rpartition("/")[0], known) and _real_directory(f"{root}/{folder}")
     return known[folder]
-
-
-def free_bytes(path: str) -> tuple[int, int]:
-    """What an unprivileged writer may still use (f_bavail), and the filesystem's size; bytes."""
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 
 
 def regular_status(path: str) -> os.stat_result | None:

@@ -16,7 +16,7 @@ from modelcached.errors import CacheError, Reason
 from modelcached.model import Algorithm, Commit, Digest, Manifest, RepoId, Revision, SnapshotId
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout, link_text
-from modelcached.store.scan import bytes_of_name, measure
+from modelcached.store.measure import bytes_of_name, measure
 
 _SHARED_MARKER = ".huggingface-shared-blobs"  # utils/_shared_blobs.py: SHARED_BLOBS_MARKER_NAME
 _TREE_FORMAT_VERSION = 1  # huggingface_hub 2.4.0, _tree_cache.py: TREE_CACHE_FORMAT_VERSION
