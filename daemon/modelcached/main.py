@@ -57,11 +57,11 @@ from modelcached.telemetry.metrics import Metrics
 from modelcached.transfer.flights import Flights, TransferLimits
 from modelcached.transfer.pace import RateLimiter
 from modelcached.upkeep import loops, systemd
+from modelcached.upkeep.file_watch import FileWatcher
+from modelcached.upkeep.hub_watch import Watch
 from modelcached.upkeep.pods import PodsDirectory
 from modelcached.upkeep.prefetch import Prefetcher
 from modelcached.upkeep.reload import Reloader
-from modelcached.upkeep.watch import Watch
-from modelcached.upkeep.watching import FileWatcher
 
 log = structlog.get_logger()
 

@@ -297,7 +297,7 @@ async def test_a_filesystem_that_others_change_is_polled(
     hub: Hub, make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """NFS tells of our own changes and not of others': the probe would prove nothing."""
-    monkeypatch.setattr("modelcached.upkeep.watch.remote_kind", lambda _path: "nfs4")
+    monkeypatch.setattr("modelcached.upkeep.hub_watch.remote_kind", lambda _path: "nfs4")
     commit = hub.create_repo("org/theirs").commit(tiny_llama())
     node = make_node()
     with deaf(monkeypatch, lambda _event: False) as lost:

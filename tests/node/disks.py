@@ -5,6 +5,7 @@ Each is a context manager; within it ``path`` is a directory for a cache, beside
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import ctypes
 import errno
@@ -68,7 +69,7 @@ def fill_inodes(directory: Path) -> None:
             raise
 
 
-class Disk:
+class Disk(abc.ABC):
     """One filesystem."""
 
     def __init__(self, root: Path) -> None:
@@ -86,8 +87,9 @@ class Disk:
     ) -> None:
         self.detach()
 
+    @abc.abstractmethod
     def attach(self) -> None:
-        raise NotImplementedError
+        """Makes the filesystem and mounts it."""
 
     def detach(self) -> None:
         """Lazily: whoever still has a file open keeps the rest of it until he ends."""

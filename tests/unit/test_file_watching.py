@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from modelcached.upkeep import watching
-from modelcached.upkeep.watching import FileWatcher
+from modelcached.upkeep import file_watch
+from modelcached.upkeep.file_watch import FileWatcher
 
 SECONDS = 10.0
 
@@ -105,5 +105,5 @@ async def test_nothing_is_told_after_the_end(file: Path) -> None:
     watcher, told = FileWatcher(), Told()
     watcher.follow("list", file, told)
     watcher.stop()
-    await asyncio.sleep(watching._SETTLE_SECONDS * 2)
+    await asyncio.sleep(file_watch._SETTLE_SECONDS * 2)
     assert told.times == 0

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import structlog
-from modelcached.upkeep import watching
-from modelcached.upkeep.watching import FileWatcher
+from modelcached.upkeep import file_watch
+from modelcached.upkeep.file_watch import FileWatcher
 
 
 @pytest.mark.parametrize("where", ["instance", "watch"])
@@ -20,9 +20,9 @@ async def test_a_file_that_cannot_be_watched_is_told_of(
         raise OSError(errno.EMFILE, f"inotify {where} limit reached")
 
     if where == "instance":
-        monkeypatch.setattr(watching, "Observer", refuse)
+        monkeypatch.setattr(file_watch, "Observer", refuse)
     else:
-        monkeypatch.setattr(watching.Observer, "start", refuse)
+        monkeypatch.setattr(file_watch.Observer, "start", refuse)
     watcher = FileWatcher()
     with structlog.testing.capture_logs() as logged:
         watcher.follow("configuration", tmp_path / "config.toml", lambda: None)

@@ -27,6 +27,7 @@ from modelcached.cache.admission import (
 )
 from modelcached.cache.callers import Caller
 from modelcached.cache.core import Core
+from modelcached.cache.linking import link
 from modelcached.cache.planning import bytes_to_reserve
 from modelcached.cache.publication import publish
 from modelcached.cache.requests import Phase, Progress
@@ -36,17 +37,13 @@ from modelcached.cache.verification import verify_found
 from modelcached.cache.want import Want, missing, names_of
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.space import Reservation
-from modelcached.ledger.victims import Name
-from modelcached.model import Digest, RepoId, Revision, Selection, SnapshotId, as_commit, repo_folder
+from modelcached.model import Digest, FileEntry, Revision, Selection, SnapshotId, as_commit
 from modelcached.sources.origin import LocalOrigin
 from modelcached.sources.upstream import Upstream
 from modelcached.store.disk import storage_error
-from modelcached.store.index import Blob
-from modelcached.store.manifests import BlobStamp
-from modelcached.store.scan import regular_status
 from modelcached.transfer.flight import Flight, Stage
 from modelcached.transfer.flights import Flights
-from modelcached.transfer.room import with_room
+from modelcached.transfer.full_disk import with_room
 
 log = structlog.get_logger()
 
@@ -288,43 +285,13 @@ class Assembly:
         self.phase, self.detail = Phase.RESERVING, ""
 
     async def _link(self, want: Want) -> bool:
-        """Takes what another repository of the cache has, as the same inode; False if there was nothing to try."""
-        tried = False
-        for digest, entry in missing(self.core, want).items():
-            for donor in self.core.index.donors(digest):
-                if donor == want.snapshot.repo_id:
-                    continue
-                linked = await self._link_from(donor, digest, want.snapshot.repo_id)
-                tried = tried or linked is not None
-                if linked:
-                    if digest not in self.joined:
-                        self.tallies[want.snapshot].linked_bytes += entry.size_bytes
-                    break
-        return tried
+        """Takes what another repository of the cache has; False if there was nothing to try."""
 
-    async def _link_from(self, donor: RepoId, digest: Digest, target: RepoId) -> bool | None:
-        """False where the donor turns out to be none; None where it cannot be linked, however often it is tried."""
-        expected = self.core.index.blob(donor, digest)
-        there = await self.core.pools.on_disk(regular_status, self.core.layout.blob(donor, digest))
-        if expected is None:
-            return False
-        if there is None or BlobStamp.of(there) != expected.stamp:
-            expected.verified = False  # not what was verified: it is healed when it is asked for
-            return False
-        givers = [s.id for s in self.core.index.repo(donor).snapshots.values() if digest in s.digests]
-        try:
-            with self.core.use.hold(givers, frozenset({Name(donor, digest)})):
-                if self.core.index.blob(donor, digest) is not expected:
-                    return False  # condemned while we looked
-                status = await self.core.pools.on_disk(self.core.snapshots.link_blob, digest, donor, target)
-        except (OSError, CacheError) as error:
-            # Too many links, a filesystem without, a donor whose directory is none: a second copy is only larger.
-            log.info("cannot link, fetching instead", digest=digest.hex, why=str(error))
-            return None
-        blob = Blob.verified_now(status)
-        self.core.index.add_link(target, digest, blob)
-        self.core.space.add(repo_folder(target), blob.stamp.inode, blob.allocated_bytes)
-        return True
+        def linked(digest: Digest, entry: FileEntry) -> None:
+            if digest not in self.joined:
+                self.tallies[want.snapshot].linked_bytes += entry.size_bytes
+
+        return await link(self.core, want, linked)
 
     # Its turn
 

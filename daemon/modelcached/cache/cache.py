@@ -4,6 +4,7 @@ wanting.py       what was asked, down to files (want.py)
 looking.py       whether all of it is on the disk: a hit
 assemblies.py    one running assembly for each set of files; assembly.py makes it whole:
 verification.py  what is on the disk is believed once it was hashed
+linking.py       what another repository has
 turns.py         its turn to download
 admission.py     space for it, as planning.py reckons it; eviction.py takes others off the disk
 publication.py   showing it

@@ -30,11 +30,11 @@ from modelcached.store.disk import storage_error
 from modelcached.store.partials import Partial, PartialStore
 from modelcached.transfer.flight import SMALL_BYTES, STEP_BYTES, Flight, Part, Stage
 from modelcached.transfer.flushing import HASH_AHEAD_BYTES, Flushing
+from modelcached.transfer.full_disk import MakeRoom, with_room
 from modelcached.transfer.hashing import hash_partial, matches, new_hasher
 from modelcached.transfer.pace import Cooldown, RateLimiter
 from modelcached.transfer.patience import Patience
 from modelcached.transfer.queue import WorkQueue
-from modelcached.transfer.room import MakeRoom, with_room
 
 log = structlog.get_logger()
 

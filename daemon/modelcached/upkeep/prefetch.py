@@ -21,7 +21,7 @@ from modelcached.cache.requests import Listed, ModelRequest, Phase, Standing
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.use import PinOwner
 from modelcached.modellist import ListedModel, ModelListError, read
-from modelcached.upkeep.watching import stamp
+from modelcached.upkeep.file_watch import stamp
 
 log = structlog.get_logger()
 

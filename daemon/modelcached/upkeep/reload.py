@@ -1,4 +1,4 @@
-"""Settings that change while the daemon runs: on SIGHUP, and when their file is replaced (watching.py)."""
+"""Settings that change while the daemon runs: on SIGHUP, and when their file is replaced (file_watch.py)."""
 
 from __future__ import annotations
 

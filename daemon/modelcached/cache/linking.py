@@ -1,0 +1,58 @@
+"""Taking what another repository of the cache has, as the same inode: no byte is fetched or stored twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from modelcached.cache.core import Core
+from modelcached.cache.want import Want, missing
+from modelcached.errors import CacheError
+from modelcached.ledger.victims import Name
+from modelcached.model import Digest, FileEntry, RepoId, repo_folder
+from modelcached.store.index import Blob
+from modelcached.store.manifests import BlobStamp
+from modelcached.store.scan import regular_status
+
+log = structlog.get_logger()
+
+
+async def link(core: Core, want: Want, linked: Callable[[Digest, FileEntry], None]) -> bool:
+    """Whether there was anything to try. ``linked`` is told of each blob that was."""
+    tried = False
+    for digest, entry in missing(core, want).items():
+        for donor in core.index.donors(digest):
+            if donor == want.snapshot.repo_id:
+                continue
+            done = await _link_from(core, donor, digest, want.snapshot.repo_id)
+            tried = tried or done is not None
+            if done:
+                linked(digest, entry)
+                break
+    return tried
+
+
+async def _link_from(core: Core, donor: RepoId, digest: Digest, target: RepoId) -> bool | None:
+    """False where the donor turns out to be none; None where it cannot be linked, however often it is tried."""
+    expected = core.index.blob(donor, digest)
+    there = await core.pools.on_disk(regular_status, core.layout.blob(donor, digest))
+    if expected is None:
+        return False
+    if there is None or BlobStamp.of(there) != expected.stamp:
+        expected.verified = False  # not what was verified: it is healed when it is asked for
+        return False
+    givers = [s.id for s in core.index.repo(donor).snapshots.values() if digest in s.digests]
+    try:
+        with core.use.hold(givers, frozenset({Name(donor, digest)})):
+            if core.index.blob(donor, digest) is not expected:
+                return False  # condemned while we looked
+            status = await core.pools.on_disk(core.snapshots.link_blob, digest, donor, target)
+    except (OSError, CacheError) as error:
+        # Too many links, a filesystem without, a donor whose directory is none: a second copy is only larger.
+        log.info("cannot link, fetching instead", digest=digest.hex, why=str(error))
+        return None
+    blob = Blob.verified_now(status)
+    core.index.add_link(target, digest, blob)
+    core.space.add(repo_folder(target), blob.stamp.inode, blob.allocated_bytes)
+    return True
