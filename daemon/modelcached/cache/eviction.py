@@ -106,7 +106,10 @@ def condemn(core: Core, ids: Iterable[SnapshotId], reason: str) -> list[asyncio.
 
 
 def withdraw(core: Core, snapshot: Snapshot) -> asyncio.Task[int]:
-    """Takes a snapshot that is not right any more out of readers' sight, whatever pins it; its blobs stay."""
+    """Takes a snapshot that is not right any more out of readers' sight; its blobs stay.
+
+    The caller has seen, in this step of the event loop, that nothing protects it.
+    """
     removal = _Removal(core, snapshot, "bad")
     snapshot.state = SnapshotState.CONDEMNED
     core.evictions[snapshot.id] = task = asyncio.create_task(removal.run(), name=f"withdraw {snapshot.id}")
