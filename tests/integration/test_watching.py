@@ -586,6 +586,7 @@ def test_what_was_begun_in_one_hub_is_not_published_in_another(hub: Hub, node: N
     client = node.popen("ensure-model", "org/model")
     blobs = folder(node, "org/model") / "blobs"
     node.wait_until(lambda: blobs.is_dir() and os.listdir(blobs), SECONDS, "the small file is there")
+    assert hub.gate_bodies.wait_for_waiting(1)  # the large one is begun: to begin it without a hub/ is an error at once
     node.hub_dir.rename(node.root / "old")
     node.hub_dir.mkdir()
     node.wait_until(lambda: trouble(node), 2, "it says so")  # before the gate is a stall
