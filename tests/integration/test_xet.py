@@ -78,7 +78,7 @@ def under_way(
     hub: Hub, node: Node, digest: Digest, *arguments: str, env: dict[str, str] | None = None
 ) -> Iterator[psutil.Process]:
     """A request whose weights are coming in slowly, some of them kept already; the process that reads them."""
-    hub.rate = 20 * MIB
+    hub.rate = 8 * MIB
     with node.popen("ensure-model", "--json", MODEL, *arguments, env=env) as waiting:
         try:
             node.wait_until(lambda: journalled(node, digest) >= 4 * MIB, 20, "bytes of the weights are kept")
@@ -198,7 +198,8 @@ def test_a_store_that_fails_two_files_is_left_alone(hub: Hub, node: Node) -> Non
 def test_after_a_cancel_no_traffic_goes_on(hub: Hub, node: Node) -> None:
     digest = commit(hub)
     with under_way(hub, node, digest) as child:
-        node.ctl("cancel", MODEL)
+        with node.admin() as admin:
+            admin.cancel_transfer(MODEL)
         child.wait(5)
         assert children(node) == []
         assert hub.wait_until(lambda: all(r.finished for r in hub.requests() if r.kind == "xorb"))
