@@ -103,6 +103,26 @@ def test_the_least_recently_used_goes_not_the_first_downloaded(
     node.assert_disk_truth()
 
 
+def test_the_commit_that_a_branch_has_left_goes_before_what_is_unused_for_longer(
+    hub: Hub, make_node: Callable[..., Node]
+) -> None:
+    node = make_node(cache=budget(4), hub={"resolve_ttl": "0s"}).start()
+    publish(hub, "other", "moving", "new", "newer")
+    ensure(node, "other")
+    old = ensure(node, "moving").models[0].commit
+    repo = hub.find_repo("org/moving")
+    assert repo is not None
+    repo.commit({"config.json": b"{}", "model.safetensors": Synthetic(SIZE, 9)})
+    moved = ensure(node, "moving").models[0].commit
+    assert set(node.visible("org/moving")) == {old, moved}, "it stays until its space is wanted"
+    node.release_all()
+    ensure(node, "new")
+    assert cached(node) == {"other", "moving", "new"}
+    ensure(node, "newer")
+    assert node.visible("org/moving") == [moved]
+    assert cached(node) == {"other", "moving", "new", "newer"}
+
+
 def test_pinned_and_leased_models_are_passed_over(hub: Hub, make_node: Callable[..., Node]) -> None:
     node = make_node(cache=budget(3)).start()
     publish(hub, "pinned", "leased", "free", "new", "newer")

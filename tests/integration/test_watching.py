@@ -208,6 +208,8 @@ def churn(hub: Hub, node: Node) -> None:
                 node.ensure(f"org/m{number}", "--profile", "full")  # growth, and a blob that is linked
             node.release_all()
     (before,) = node.ensure("org/m5")
+    older = f"org/m5@{before['commit']}"
+    node.ctl("pin", older)
     repo = hub.find_repo("org/m5")
     assert repo is not None
     repo.commit({"config.json": b"5, again", "model.safetensors": Synthetic(3 * MIB, 5)})
@@ -217,7 +219,8 @@ def churn(hub: Hub, node: Node) -> None:
     node.release_all()
     node.ctl("unpin", "org/m5")
     node.ctl("evict", f"org/m5@{after['commit']}", "--yes")  # the branch goes back to the older one
-    assert node.models()[f"org/m5@{before['commit']}"]["revisions"] == ["main"]
+    assert node.models()[older]["revisions"] == ["main"]
+    node.ctl("unpin", older)
     node.ctl("evict", "org/m5", "--yes")
 
 

@@ -311,9 +311,10 @@ class CacheMachine(RuleBasedStateMachine):
                 if not (known and self.truth.refs.get((repo_id, revision)) == snapshot.commit):
                     plain.point(repo_id, revision, snapshot.commit)
                 self.foreign_refs.discard((repo_id, revision))
-            plain.touch(snapshot)
             leased.append((snapshot, revision if is_branch else ""))
             self.tally.seen[f"answers: {answer.outcome.value}"] += 1
+        for snapshot, _ in leased:
+            plain.touch(snapshot)
         plain.supersede({snapshot for snapshot, _ in leased})
         assert [(model.snapshot, model.revision) for model in ready.lease.models] == leased
         plain.leases[ready.lease.id] = self._lease(ready.lease)
@@ -474,6 +475,7 @@ class CacheMachine(RuleBasedStateMachine):
                 assert plain_lru(before, shelf, gone, short, held, names)[1] < short, f"refused with space: {result}"
         assert sorted(self.evicted) == sorted(gone), f"victims {self.evicted}, a plain LRU picks {gone}"
         self.tally.seen["victims compared"] += len(gone)
+        self.tally.seen["victims that a branch had left"] += sum(map(before.left_behind, gone))
         self.tally.seen["admissions compared"] += len(admitted)
 
     def _check_prefix(self, before: Plain, meant: Iterable[SnapshotId | None]) -> None:
@@ -676,7 +678,7 @@ class CacheMachine(RuleBasedStateMachine):
                 kept = plain.known.get(snapshot.id)
                 links = self.truth.snapshots[snapshot.id]
                 now = {p: n for p in links if (n := self.truth.blob_of(snapshot.id, p))}
-                if kept is not None and kept.ours and self._is_whole(snapshot.id):
+                if kept is not None and kept.ours and snapshot.id not in self.loose and self._is_whole(snapshot.id):
                     assert kept.paths.items() <= now.items(), f"{snapshot.id} lost files"
                 names = {profile.canonical for profile in PROFILES} & snapshot.record.selections.keys()
                 plain.known[snapshot.id] = Kept(now, names)
@@ -688,17 +690,19 @@ class CacheMachine(RuleBasedStateMachine):
         order = core.use.order(plain.known)
         others = [snapshot for snapshot in order if snapshot not in meant]
         assert others == [s for s in before.order(plain.known) if s not in meant]
-        plain.used = {snapshot: next(plain.ticks) for snapshot in order if snapshot in core.use.usage}
+        self._take_over_times(order)
         for lease in core.use.leases.values():
             if lease.id not in plain.leases:  # its caller went before the answer came
                 assert {model.snapshot for model in lease.models} <= meant
                 plain.leases[lease.id] = self._lease(lease)
         plain.refs = {(repo_id, r): c for repo_id, repo in core.index.repos.items() for r, c in repo.refs.items()}
-        plain.named = {
-            (repo_id, revision): core.use.formerly(repo_id, revision)[::-1]
-            for repo_id, revisions in core.use._named.items()
-            for revision in revisions
-        }
+
+    def _take_over_times(self, snapshots: Iterable[SnapshotId]) -> None:
+        use = self.life.core.use
+        self.plain.take_over(
+            {snapshot: use.usage[snapshot].tick for snapshot in snapshots if snapshot in use.usage},
+            {(repo_id, ref): history for repo_id, refs in use._named.items() for ref, history in refs.items()},
+        )
 
     # Rules: operators
 
@@ -870,6 +874,7 @@ class CacheMachine(RuleBasedStateMachine):
             chosen, _ = plain_lru(before, shelf, [], wanted, frozenset(), frozenset())
             assert sorted(self.evicted) == sorted(chosen), f"victims {self.evicted}, a plain LRU picks {chosen}"
             self.tally.seen["victims compared"] += len(chosen)
+            self.tally.seen["victims that a branch had left"] += sum(map(before.left_behind, chosen))
 
     @happens(old=st.booleans())
     async def sweep_leftovers(self, old: bool) -> None:
@@ -898,6 +903,17 @@ class CacheMachine(RuleBasedStateMachine):
         if self.hub.tips.get((repo_id, branch), 0) == tip:
             tip = (tip + 1) % COMMITS
         self.hub.tips[repo_id, branch] = tip
+        return None
+
+    @happens(number=anything, kind=kinds)
+    async def a_branch_moves_on(self, number: int, kind: str) -> bool | None:
+        """And somebody asks for it by its name: what it meant here before is left behind."""
+        if not self.plain.refs:
+            return False
+        repo_id, branch = sorted(self.plain.refs)[number % len(self.plain.refs)]
+        tips = self.hub.tips
+        tips[repo_id, branch] = (tips.get((repo_id, branch), 0) + 1) % COMMITS
+        await self._ask_alone([(repo_id, branch, PROFILES[0])], self._wish(kind, number))
         return None
 
     @happens(room=rooms)
@@ -1086,10 +1102,10 @@ class CacheMachine(RuleBasedStateMachine):
             work = [self._ask([one], LeaseWish(holder="lost")) for one in wanted]
             meant = {s for repo_id, revision, _ in wanted if (s := self._meant(repo_id, revision))}
         tasks = [asyncio.ensure_future(one) for one in work]
-        done = asyncio.ensure_future(asyncio.wait(tasks))
-        await asyncio.wait({done, self.life.died}, return_when=asyncio.FIRST_COMPLETED)
-        if not self.life.dead:
-            await self.life.rest()
+        for rest in (lambda: asyncio.wait(tasks), self.life.rest):  # who was refused goes before all is at rest
+            if not self.life.dead:
+                done = asyncio.ensure_future(rest())
+                await asyncio.wait({done, self.life.died}, return_when=asyncio.FIRST_COMPLETED)
         self.tally.seen["killed in the middle" if self.life.dead else "killed at the end"] += 1
         self.life.die()
         await self._start(another_boot=another_boot, meant=meant, before=before)
@@ -1173,9 +1189,9 @@ class CacheMachine(RuleBasedStateMachine):
                 assert valid == kept.paths
         for snapshot in plain.known.keys() - known.keys():
             assert snapshot in self.torn, f"I5: {snapshot} was lost"
-            for (repo_id, _), commits in plain.named.items():
-                if repo_id == snapshot.repo_id and snapshot in plain.used and snapshot.commit in commits:
-                    commits.remove(snapshot.commit)
+            for (repo_id, _), history in plain.named.items():
+                if repo_id == snapshot.repo_id and snapshot in plain.used:
+                    history.pop(snapshot.commit, None)
         plain.known = known
         plain.used = {snapshot: tick for snapshot, tick in plain.used.items() if snapshot in known}
         plain.refs = dict(truth.refs)
@@ -1190,8 +1206,8 @@ class CacheMachine(RuleBasedStateMachine):
                 covered = {lease.models[0][0] for lease in plain.leases.values()}
                 assert covered == known.keys(), "what may be in use is kept"
         for (repo_id, revision), commit in sorted(plain.refs.items()):
-            if commit not in plain.named.get((repo_id, revision), []):
-                plain.named.setdefault((repo_id, revision), []).append(commit)
+            if commit not in plain.named.get((repo_id, revision), {}):
+                plain.named.setdefault((repo_id, revision), {})[commit] = next(plain.ticks)
         plain.restarted(now, another_boot=another_boot)
         self.foreign_refs.clear()
         self.torn.clear()
@@ -1218,17 +1234,12 @@ class CacheMachine(RuleBasedStateMachine):
         self.half |= {s for s in changed if any((s.repo_id, n) in self.damaged for n in before.known[s].names)}
         order = core.use.order(snapshot for snapshot in {*plain.known, *meant} if snapshot in truth.snapshots)
         assert [s for s in order if s not in meant] == [s for s in before.order(order) if s not in meant]
-        plain.used = {snapshot: next(plain.ticks) for snapshot in order if snapshot in core.use.usage}
+        self._take_over_times(order)
         for snapshot in meant & truth.records.keys():
             record = core.index.snapshot(snapshot)
             profiles = set(record.record.selections) if record is not None and record.record is not None else set()
             kept = plain.known.setdefault(snapshot, Kept({}))
             kept.profiles = profiles & {profile.canonical for profile in PROFILES}
-        plain.named = {
-            (repo_id, revision): core.use.formerly(repo_id, revision)[::-1]
-            for repo_id, revisions in core.use._named.items()
-            for revision in revisions
-        }
 
     # What must hold
 

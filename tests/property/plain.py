@@ -61,8 +61,8 @@ class Plain:
     used: dict[SnapshotId, int] = field(default_factory=dict)
     """When it was last asked for; what never was comes first."""
     refs: dict[tuple[RepoId, Revision], Commit] = field(default_factory=dict)
-    named: dict[tuple[RepoId, Revision], list[Commit]] = field(default_factory=dict)
-    """Commits that a branch has named, the newest last."""
+    named: dict[tuple[RepoId, Revision], dict[Commit, int]] = field(default_factory=dict)
+    """Commits that a branch has named, and when it last began to."""
     leases: dict[str, PlainLease] = field(default_factory=dict)
     pins: set[tuple[RepoId, Revision]] = field(default_factory=set)
     absent: Counter[str] = field(default_factory=Counter)
@@ -71,7 +71,7 @@ class Plain:
 
     def copy(self) -> Plain:
         """As it is now; lists that change are copied too."""
-        named = {ref: list(commits) for ref, commits in self.named.items()}
+        named = {ref: dict(commits) for ref, commits in self.named.items()}
         return Plain(
             dict(self.known), dict(self.used), dict(self.refs), named, dict(self.leases), set(self.pins), self.absent
         )
@@ -108,7 +108,27 @@ class Plain:
         return sorted(snapshots, key=lambda snapshot: (self.used.get(snapshot, 0), snapshot))
 
     def candidates(self, held: frozenset[SnapshotId] = frozenset()) -> list[SnapshotId]:
-        return self.order(s for s in self.known if s not in held and not self.keepers(s))
+        """Those that may go, in the order in which they do: what branches have left behind is before all."""
+        free = self.order(s for s in self.known if s not in held and not self.keepers(s))
+        left = [snapshot for snapshot in free if self.left_behind(snapshot)]
+        return left + [snapshot for snapshot in free if snapshot not in left]
+
+    def left_behind(self, snapshot: SnapshotId) -> bool:
+        """No branch names it; one that did had begun to name another when it was last asked for, or has since."""
+        used = self.used.get(snapshot, 0)
+        branches = {ref: now for ref, now in self.refs.items() if ref[0] == snapshot.repo_id}
+        if snapshot.commit in branches.values():
+            return False
+        histories = [(self.named.get(ref, {}), now) for ref, now in branches.items()]
+        return any(history.get(now, 0) > used for history, now in histories if snapshot.commit in history)
+
+    def take_over(
+        self, used: Mapping[SnapshotId, int], named: Mapping[tuple[RepoId, Revision], Mapping[Commit, int]]
+    ) -> None:
+        """The daemon's own times, where the model cannot know what came first; what comes is later."""
+        self.used, self.named = dict(used), {ref: dict(commits) for ref, commits in named.items()}
+        times = [*self.used.values(), *(at for commits in self.named.values() for at in commits.values())]
+        self.ticks = itertools.count(max(times, default=0) + 1)
 
     def touch(self, snapshot: SnapshotId) -> None:
         self.used[snapshot] = next(self.ticks)
@@ -117,10 +137,7 @@ class Plain:
 
     def point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
         self.refs[repo_id, revision] = commit
-        commits = self.named.setdefault((repo_id, revision), [])
-        if commit in commits:
-            commits.remove(commit)
-        commits.append(commit)
+        self.named.setdefault((repo_id, revision), {})[commit] = next(self.ticks)
 
     def gone(self, snapshots: Iterable[SnapshotId]) -> None:
         """Evicted: what pointed there points to the newest that is left, or is no more."""
@@ -130,13 +147,15 @@ class Plain:
             self.used.pop(snapshot, None)
         for (repo_id, revision), commit in list(self.refs.items()):
             if SnapshotId(repo_id, commit) in going:
-                left = [c for c in self.named.get((repo_id, revision), []) if SnapshotId(repo_id, c) in self.known]
+                history = self.named.get((repo_id, revision), {})
+                left = [c for c in history if SnapshotId(repo_id, c) in self.known]
                 if left:
-                    self.refs[repo_id, revision] = left[-1]
+                    self.refs[repo_id, revision] = max(left, key=history.__getitem__)
                 else:
                     del self.refs[repo_id, revision]
-        for (repo_id, _), commits in self.named.items():
-            commits[:] = [commit for commit in commits if SnapshotId(repo_id, commit) not in going]
+        for (repo_id, _), history in self.named.items():
+            for commit in [commit for commit in history if SnapshotId(repo_id, commit) in going]:
+                del history[commit]
 
     # Leases
 

@@ -444,7 +444,7 @@ def planned_plainly(made: World, wanted: int) -> tuple[list[tuple[SnapshotId, in
         for snapshot in made.index.snapshots()
         if snapshot.state is not SnapshotState.CONDEMNED and not protected_plainly(made, snapshot.id)
     ]
-    for snapshot_id in made.use.order(free):
+    for snapshot_id in made.use.eviction_order(free, made.refs()):
         if sum(freed for _, freed in victims) >= wanted:
             break
         links = made.index.repos[snapshot_id.repo_id].snapshots[snapshot_id.commit].links

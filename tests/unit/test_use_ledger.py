@@ -340,6 +340,20 @@ def test_a_commit_is_superseded_when_its_branch_went_on_and_nobody_asked_for_it_
     assert not daemon.use.superseded(of(A), {REPO: {MAIN: B}}), "somebody asks for it by commit"
 
 
+def test_what_a_branch_has_left_behind_goes_before_what_is_unused_for_longer(daemon: Daemon) -> None:
+    use, refs = daemon.use, {REPO: {MAIN: B}, OTHER: {MAIN: C}}
+    use.named(OTHER, MAIN, C)
+    daemon.touch(of(C, OTHER))
+    use.named(REPO, MAIN, A)
+    daemon.touch(of(A))
+    use.named(REPO, MAIN, B)
+    daemon.touch(of(B))
+    for ledger in (use, daemon.restart()):
+        assert ledger.eviction_order([of(B), of(A), of(C, OTHER)], refs) == [of(A), of(C, OTHER), of(B)]
+    daemon.touch(of(A))
+    assert daemon.use.eviction_order([of(B), of(A), of(C, OTHER)], refs) == [of(C, OTHER), of(B), of(A)]
+
+
 def test_everything_that_keeps_a_snapshot_is_named(daemon: Daemon) -> None:
     lease = daemon.grant(LeaseKind.TTL, LeasedModel(of(A), "main"), ttl_seconds=100)
     daemon.use.pin(Pin(REPO, MAIN))

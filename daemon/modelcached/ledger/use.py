@@ -153,6 +153,12 @@ class UseLedger:
             snapshots, key=lambda snapshot: (usage.tick if (usage := self.usage.get(snapshot)) else 0, snapshot)
         )
 
+    def eviction_order(self, snapshots: Iterable[SnapshotId], refs: Refs) -> list[SnapshotId]:
+        """What a branch has left behind, then the rest; each part least recently used first."""
+        in_order = self.order(snapshots)
+        left_behind = {snapshot for snapshot in in_order if self.superseded(snapshot, refs)}
+        return sorted(in_order, key=lambda snapshot: snapshot not in left_behind)
+
     # Refs
 
     def named(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:

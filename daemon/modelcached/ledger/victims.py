@@ -1,4 +1,4 @@
-"""Which snapshots go when space is wanted: least recently used first, and what du would lose by each."""
+"""Which snapshots go when space is wanted: the first of an order, and what du would lose by each."""
 
 from __future__ import annotations
 
