@@ -49,6 +49,7 @@ from modelcached.sources.xet import XetSource
 from modelcached.store import memory
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
+from modelcached.store.measure import filesystem
 from modelcached.store.owner import Ballast, OwnerLock, prepare
 from modelcached.telemetry import logs
 from modelcached.telemetry.lag import LoopLag
@@ -211,9 +212,8 @@ class Daemon:
 
     def apply(self, config: Config) -> None:
         """A reload: what can change while running does."""
-        status = os.statvfs(self.layout.cache_dir)
-        total = status.f_blocks * status.f_frsize
-        self.core.apply_limits(config.cache, total, self.core.kubelet())  # refuses before anything has changed
+        disk = filesystem(self.layout.cache_dir)
+        self.core.apply_limits(config.cache, disk, self.core.kubelet())  # refuses before anything has changed
         self.config = self.core.config = config
         logs.configure(config.log)
         self.flights.limiter.bytes_per_second = config.transfer.rate_limit

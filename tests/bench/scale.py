@@ -22,6 +22,7 @@ from modelcached.cache.recovery import recover
 from modelcached.config import load
 from modelcached.ledger import database as state
 from modelcached.ledger.clock import Clock
+from modelcached.ledger.space import Amount
 from modelcached.ledger.use import UseLedger
 from modelcached.pools import Pools
 from modelcached.store.disk import Disk
@@ -124,11 +125,11 @@ async def _victims(cache_dir: str) -> dict[str, Any]:
     core = Core(config, layout, Disk(), pools, database, use, clock, lambda _event: None)
     try:
         await recover(core, lost="")
-        every, freed = eviction.plan(core, core.space.used_bytes)
+        every, freed = eviction.plan(core, Amount(core.space.used_bytes))
         many = sum(victim.freed_bytes for victim in every[:_MANY_VICTIMS])
         return {
-            "one": _median_ms(lambda: eviction.plan(core, 1)),
-            "many": _median_ms(lambda: eviction.plan(core, many)),
+            "one": _median_ms(lambda: eviction.plan(core, Amount(1))),
+            "many": _median_ms(lambda: eviction.plan(core, Amount(many))),
             "all": _median_ms(lambda: eviction.plan(core, freed), 5),
         }
     finally:

@@ -29,7 +29,7 @@ from modelcached.events import Event
 from modelcached.ledger import database as state
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.clock import Clock
-from modelcached.ledger.space import Limits, Reservation, Space
+from modelcached.ledger.space import Amount, Limits, Reservation, Space
 from modelcached.ledger.use import UseLedger
 from modelcached.main import _open_state
 from modelcached.pools import Pools, Threads
@@ -159,11 +159,11 @@ class WatchedSpace(Space):
         self.seen.append(room)
         return room
 
-    def reserve(self, size_bytes: int, holder: str) -> Reservation:
-        if size_bytes:
-            self.admitted.append((size_bytes, self.seen))
+    def reserve(self, amount: Amount, holder: str) -> Reservation:
+        if amount.size_bytes:
+            self.admitted.append((amount.size_bytes, self.seen))
             self.seen = []
-        return super().reserve(size_bytes, holder)
+        return super().reserve(amount, holder)
 
 
 @dataclass(eq=False)

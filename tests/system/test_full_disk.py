@@ -5,6 +5,7 @@ Invariants 1, 4, 7 and 8. Where blocks run out and where inodes do, it is anothe
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,55 @@ def test_no_inode_is_left_before_the_start(hub: Hub, stand_on: StandOn, tmp_path
     standing.assert_alive()
     disk.empty()
     standing.assert_recovered(wanted)
+
+
+def test_no_model_goes_for_inodes_that_it_cannot_give(hub: Hub, stand_on: StandOn, tmp_path: Path) -> None:
+    """Others have taken more of them than the cache has: without its models the node would be no better off."""
+    disk = Tmpfs(tmp_path / "disk", inodes=300)
+    standing = stand_on(disk, "one")
+    node = standing.node
+    standing.release("org/one")
+    disk.fill()
+    node.wait_until(lambda: any("0 inodes free" in why for why in node.status().degraded), 10, "it says so")
+    turns = node.metric("modelcached_upkeep_runs_total", loop="watermarks")
+    node.wait_until(lambda: node.metric("modelcached_upkeep_runs_total", loop="watermarks") > turns, 10, "a turn")
+    assert states(node) == {"org/one": "ready"}
+    disk.empty()
+    standing.assert_recovered()
+
+
+def _publish_many_files(hub: Hub, *names: str) -> None:
+    for name in names:
+        content = {f"folder/{number}.json": f"{name} {number}".encode() for number in range(100)}
+        hub.create_repo(f"org/{name}").commit({**content, "model.safetensors": name.encode()})
+
+
+def test_no_more_goes_for_inodes_than_must(hub: Hub, stand_on: StandOn, tmp_path: Path) -> None:
+    """They are promised before the first byte, like blocks; a model of many small files needs many."""
+    disk = Tmpfs(tmp_path / "disk", inodes=2000)
+    standing = stand_on(disk)
+    node = standing.node
+    _publish_many_files(hub, "a", "b", "c", "wanted", "more")
+    for name in ("a", "b", "c"):
+        node.ensure(f"org/{name}")
+    node.release_all()
+    others = [disk.mount / f"other-{number}" for number in range(os.statvfs(disk.mount).f_favail - 150)]
+    for path in others:
+        path.touch()
+    node.ensure("org/wanted")
+    held = dict.fromkeys(("org/b", "org/c", "org/wanted"), "ready")
+    assert states(node) == held, "one was enough"
+    node.ensure("org/b")
+    node.ensure("org/c")
+    hub.reset_counters()
+    standing.assert_refused(standing.ask("org/more"), *FULL, "inodes more", "promised; 0 can be evicted")
+    standing.assert_nothing_fetched()
+    assert states(node) == held
+    for path in others:
+        path.unlink()
+    node.ensure("org/more")
+    assert node.status().reserved_bytes == 0
+    node.assert_disk_truth()
 
 
 def test_a_quota_is_reached_in_mid_transfer(hub: Hub, stand_on: StandOn, tmp_path: Path) -> None:

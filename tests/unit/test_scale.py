@@ -30,6 +30,7 @@ from modelcached.config import load
 from modelcached.ledger import database as state
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.leases import Lease, LeasedModel, LeaseKind
+from modelcached.ledger.space import Amount
 from modelcached.ledger.use import Pin, UseLedger
 from modelcached.ledger.victims import Name
 from modelcached.model import Algorithm, Commit, Digest, Manifest, RepoId, Revision, SnapshotId, repo_folder
@@ -224,13 +225,13 @@ async def test_choosing_victims_asks_only_about_those_that_it_reaches(
 
         monkeypatch.setattr(Lease, "covers", counting_covers)
         monkeypatch.setattr(Repo, "users", counting_users)
-        victims, _ = eviction.plan(core, 1)
+        victims, _ = eviction.plan(core, Amount(1))
         assert [victim.id for victim in victims] == [snapshots(repo_ids(FILLING)[0])[0]]
         assert asked["repository"] == 1
         # Each repository has one lease, on its newer snapshot; what comes first in order is asked about, no more.
         assert asked["lease"] <= 1
         asked.clear()
-        victims, _ = eviction.plan(core, 10**12)
+        victims, _ = eviction.plan(core, Amount(10**12))
         assert len(victims) == FILLING.snapshots - FILLING.leased
         assert asked["lease"] <= FILLING.snapshots, "each snapshot is compared with its own repository's leases alone"
         assert asked["repository"] == FILLING.repos
@@ -464,8 +465,9 @@ def test_victims_are_those_of_a_plain_look_at_everything(seed: int, wanted: int)
     rng = random.Random(seed)
     made: Any = world(rng)
     with made.use.hold([], frozenset(Name(rng.choice(REPOS), digest) for digest in some(rng, DIGESTS))):
-        victims, freed = eviction.plan(made, wanted)
-        assert ([(victim.id, victim.freed_bytes) for victim in victims], freed) == planned_plainly(made, wanted)
+        victims, freed = eviction.plan(made, Amount(wanted))
+        chosen = [(victim.id, victim.freed_bytes) for victim in victims]
+        assert (chosen, freed.size_bytes) == planned_plainly(made, wanted)
     for snapshot in made.index.snapshots():
         keeps = [p.who for p in made.use.protections(snapshot.id, made.refs())]
         assert sorted(keeps) == sorted(protected_plainly(made, snapshot.id))

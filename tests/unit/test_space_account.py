@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from modelcached.ledger.space import Limits, Space
+from modelcached.ledger.space import Amount, Limits, Space
 
 ROOMY = 10_000
 
@@ -65,7 +65,7 @@ def test_what_is_added_during_a_look_is_not_lost_to_it() -> None:
 
 def test_a_reservation_is_spent_and_its_rest_given_back() -> None:
     account = space()
-    reservation = account.reserve(300, "model")
+    reservation = account.reserve(Amount(300), "model")
     assert (account.reserved_bytes, account.reservations()) == (300, [reservation])
     reservation.spend(120)
     assert (reservation.remaining_bytes, account.reserved_bytes) == (180, 180)
@@ -78,7 +78,7 @@ def test_a_reservation_is_spent_and_its_rest_given_back() -> None:
 
 def test_releasing_one_reservation_leaves_the_others() -> None:
     account = space()
-    first, second = account.reserve(300, "first"), account.reserve(200, "second")
+    first, second = account.reserve(Amount(300), "first"), account.reserve(Amount(200), "second")
     first.release()
     assert (account.reserved_bytes, account.reservations()) == (200, [second])
 
@@ -86,14 +86,14 @@ def test_releasing_one_reservation_leaves_the_others() -> None:
 def test_room_is_what_the_budget_leaves() -> None:
     account = space(budget=1000, set_aside=50)
     account.set_area("a", {1: 400})
-    account.reserve(300, "model")
+    account.reserve(Amount(300), "model")
     assert account.room_bytes(ROOMY) == 1000 - 50 - 400 - 300
 
 
 def test_room_is_what_the_disk_leaves_above_min_free() -> None:
     account = space(budget=ROOMY, min_free=100)
     account.set_area("a", {1: 400})
-    account.reserve(300, "model")
+    account.reserve(Amount(300), "model")
     assert account.room_bytes(500) == 500 - 100 - 300, "what is promised has not left the disk yet"
 
 
@@ -106,7 +106,7 @@ def test_room_is_negative_when_over() -> None:
 
 def test_spending_moves_bytes_from_promised_to_used_and_leaves_the_room_as_it_was() -> None:
     account = space()
-    reservation = account.reserve(300, "model")
+    reservation = account.reserve(Amount(300), "model")
     room = account.room_bytes(ROOMY)
     account.add("partial", 1, 300)
     reservation.spend(300)
@@ -115,8 +115,8 @@ def test_spending_moves_bytes_from_promised_to_used_and_leaves_the_room_as_it_wa
 
 def test_a_part_of_a_reservation_outlives_the_whole() -> None:
     space = Space(Limits(1000, 0))
-    whole = space.reserve(600, "org/a")
-    part = whole.split(400)
+    whole = space.reserve(Amount(600), "org/a")
+    part = whole.split(Amount(400))
     whole.release()
     assert space.reserved_bytes == 400
     part.spend(100)
@@ -151,3 +151,16 @@ def test_used_is_the_last_known_size_of_each_inode_that_any_area_has(
             areas.setdefault(name, set()).update(found)
         sizes |= found
         assert account.used_bytes == sum(sizes[inode] for inode in set().union(*areas.values()))
+
+
+def test_inodes_are_promised_like_bytes() -> None:
+    account = Space(Limits(1000, 0, min_free_inodes=16))
+    whole = account.reserve(Amount(600, 50), "org/a")
+    part = whole.split(Amount(400, 2))
+    assert account.room_inodes(100) == 100 - 16 - 50
+    part.spend_inodes()
+    assert account.room_inodes(98) == 98 - 16 - 48, "they have left the disk"
+    whole.release()
+    part.release()
+    assert (account.reserved_inodes, account.room_inodes(98)) == (0, 82)
+    assert account.room_inodes(None) > 10**9, "a filesystem that makes them as they are wanted"

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from modelcached.ledger.space import NOTHING, Amount
 from modelcached.ledger.victims import Books, Candidate, Shares, Victim, choose
 from modelcached.model import Algorithm, Commit, Digest, RepoId, SnapshotId
 
 BIG, SMALL = Digest(Algorithm.SHA256, "b" * 64), Digest(Algorithm.SHA256, "5" * 64)
-OWN = 10
+OWN, OWN_INODES = 10, 4
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Inode:
 
 
 def snapshot(repo: str, *digests: Digest, commit: str = "1") -> Candidate:
-    return Candidate(SnapshotId(RepoId(repo), Commit(commit * 40)), frozenset(digests), OWN)
+    return Candidate(SnapshotId(RepoId(repo), Commit(commit * 40)), frozenset(digests), OWN, OWN_INODES)
 
 
 def books(users: Mapping[tuple[str, Digest], int], inodes: Mapping[tuple[str, Digest], Inode]) -> Shares:
@@ -46,22 +47,36 @@ def freed(victims: list[Victim]) -> list[tuple[str, int]]:
 
 def test_the_fewest_from_the_front_go() -> None:
     order = [snapshot(repo, BIG) for repo in "abc"]
-    victims, total = choose(order, alone(*order), 1500)
+    victims, total = choose(order, alone(*order), Amount(1500))
     assert freed(victims) == [("a", 1010), ("b", 1010)]
-    assert total == 2020
+    assert total == Amount(2020, 10)
+
+
+def test_they_go_for_inodes_as_for_bytes() -> None:
+    order = [snapshot(repo, BIG, SMALL) for repo in "abc"]
+    for wanted in (Amount(0, 7), Amount(2500, 7), Amount(2500, -100)):
+        victims, total = choose(order, alone(*order), wanted)
+        assert [victim.freed_inodes for victim in victims] == [6, 6]
+        assert total == Amount(4020, 12)
+
+
+def test_an_inode_with_another_name_is_not_freed() -> None:
+    linked = {("a", BIG): Inode(1, 1000, 2), ("b", BIG): Inode(1, 1000, 2)}
+    shares = books(dict.fromkeys(linked, 1), linked)
+    assert [shares.remove(snapshot(repo, BIG)).freed_inodes for repo in "ab"] == [4, 5]
 
 
 def test_nothing_goes_for_nothing() -> None:
     order = [snapshot("a", BIG)]
-    assert choose(order, alone(*order), 0) == ([], 0)
-    assert choose(order, alone(*order), -5) == ([], 0)
+    assert choose(order, alone(*order), NOTHING) == ([], NOTHING)
+    assert choose(order, alone(*order), Amount(-5, -3)) == ([], NOTHING)
 
 
 def test_all_are_named_when_all_are_not_enough() -> None:
     order = [snapshot(repo, BIG) for repo in "ab"]
-    victims, total = choose(order, alone(*order), 10**9)
+    victims, total = choose(order, alone(*order), Amount(10**9))
     assert [victim.id.repo_id for victim in victims] == ["a", "b"]
-    assert total == 2020
+    assert total == Amount(2020, 10)
 
 
 def test_a_blob_that_another_snapshot_of_its_repository_needs_stays() -> None:

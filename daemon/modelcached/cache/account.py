@@ -42,6 +42,7 @@ class FlightAccount:
             core.space.set_area(_area(flight), sizes)
             grows = max(0, blob_bytes(flight.size_bytes) - sum(sizes.values()))  # the journal does
             flight.reservation.spend(flight.reservation.remaining_bytes - grows)
+            flight.reservation.spend_inodes()
 
     def published(self, flight: Flight, status: os.stat_result) -> None:
         """A blob is in its repository: belief, account and counters follow in the same step."""

@@ -11,9 +11,10 @@ import structlog
 from modelcached.cache import background, eviction
 from modelcached.cache.core import Core
 from modelcached.errors import CacheError, Reason
-from modelcached.ledger.space import Reservation
+from modelcached.ledger.space import NOTHING, Amount, Reservation
 from modelcached.ledger.victims import Name
 from modelcached.model import Digest, FileEntry, RepoId
+from modelcached.store.measure import Filesystem
 from modelcached.units import format_size
 
 log = structlog.get_logger()
@@ -21,6 +22,10 @@ log = structlog.get_logger()
 _BLOCK = 4096
 _JOURNAL_BYTES_PER_STEP = 64  # a line for each 2 MiB step, and checkpoints
 _STEP = 2 << 20
+_OWN_FILES = 16
+"""The repository's own directories, its refs and listing, the record, and each of those that is being replaced."""
+INODES_OF_FLIGHT = 2
+"""The blob and its journal."""
 QUARANTINE_SECONDS = 7 * 86400
 """How long a bad blob is kept for whoever wants to look; less when its space is wanted."""
 _ABANDONED_SECONDS = 3600.0
@@ -33,16 +38,16 @@ def blob_bytes(size_bytes: int) -> int:
     return -(-size_bytes // _BLOCK) * _BLOCK + -(-journal // _BLOCK) * _BLOCK
 
 
-def overhead_bytes(files: int, folders: int) -> int:
-    """Links, directories, the record: a block each, and some for their directories' growth."""
-    return (files + folders) * _BLOCK + files * 1024 + 16 * _BLOCK
+def overhead(files: int, folders: int) -> Amount:
+    """Links, directories, the record: a block and an inode each, and some for their directories' growth."""
+    return Amount((files + folders) * _BLOCK + files * 1024 + _OWN_FILES * _BLOCK, files + folders + _OWN_FILES)
 
 
 def selection_bytes(entries: list[FileEntry]) -> int:
     """What a selection takes on disk from nothing."""
     folders = {entry.path.rpartition("/")[0] for entry in entries}
     unique = {entry.digest: entry.size_bytes for entry in entries}
-    return sum(map(blob_bytes, unique.values())) + overhead_bytes(len(entries), len(folders))
+    return sum(map(blob_bytes, unique.values())) + overhead(len(entries), len(folders)).size_bytes
 
 
 class NoRoomError(CacheError):
@@ -56,11 +61,11 @@ async def admit(
     core: Core,
     whole_bytes: int,
     look: Callable[[], Awaitable[None]],
-    need: Callable[[], int],
+    need: Callable[[], Amount],
     holder: str,
     modest: Callable[[], bool] = lambda: False,
 ) -> Reservation:
-    """Reserves ``need()`` bytes, evicting for it. The caller goes on in the same step of the event loop.
+    """Reserves ``need()``, evicting for it. The caller goes on in the same step of the event loop.
 
     ``whole_bytes`` is the request's size from nothing: what exceeds the budget by itself is told so at once. ``look``
     may read the disk, ``need`` reckons, in the step in which ``look`` ends; both are asked again after every wait, for
@@ -71,20 +76,21 @@ async def admit(
     failed: CacheError | None = None
     async with core.admission:
         while True:
-            free = await core.free_bytes()
+            disk = await core.filesystem()
             await look()
             wanted = need()
-            if wanted == 0:
-                return core.space.reserve(0, holder)
-            modestly = modest()
-            shortfall = wanted - (background.room_bytes(core, free) if modestly else core.space.room_bytes(free))
-            if shortfall <= 0:
+            if wanted == NOTHING:
                 return core.space.reserve(wanted, holder)
+            modestly = modest()
+            room = background.room_on(core, disk) if modestly else core.room_on(disk)
+            if room.covers(wanted):
+                return core.space.reserve(wanted, holder)
+            shortfall = wanted - room
             check_ever_fits(core, whole_bytes, holder)
             if await drop_leftovers(core, shortfall, expired_only=True):
                 continue
             victims, freed = eviction.plan(core, shortfall, background.evictable(core) if modestly else None)
-            if freed < shortfall:
+            if not freed.covers(shortfall):
                 if core.evictions:
                     await asyncio.wait(core.evictions.values())
                     continue
@@ -92,13 +98,12 @@ async def admit(
                     core.unremovable.clear()  # the disk may take again what it refused to an earlier request
                     continue
                 if modestly:
-                    raise failed or _modest_refusal(core, wanted, free, freed, holder)
+                    raise failed or _modest_refusal(core, wanted, disk, freed, holder)
                 # Others' progress goes only where that is enough: not for what cannot be had in any way.
-                if freed + await leftover_bytes(core) >= shortfall and await drop_leftovers(
-                    core, shortfall - freed, expired_only=False
-                ):
+                enough = (freed + await leftovers(core)).covers(shortfall)
+                if enough and await drop_leftovers(core, shortfall - freed, expired_only=False):
                     continue
-                raise failed or refusal(core, wanted, free, freed, holder)
+                raise failed or refusal(core, wanted, disk, freed, holder)
             ends = await eviction.finished(eviction.condemn(core, [victim.id for victim in victims], "space"))
             failures = [end for end in ends if isinstance(end, CacheError)]
             if failures and len(failures) == len(ends) and _is_the_disks(failures[0]):
@@ -131,33 +136,46 @@ def check_ever_fits(core: Core, whole_bytes: int, holder: str) -> None:
         )
 
 
-def refusal(core: Core, wanted: int, free: int, evictable: int, holder: str) -> NoRoomError:
-    """Why there is no room for ``wanted`` bytes now, and by whom."""
+def refusal(core: Core, wanted: Amount, disk: Filesystem, evictable: Amount, holder: str) -> NoRoomError:
+    """Why there is no room for it now, and by whom."""
     limits = core.space.limits
     pinned, leased = pinned_and_leased(core)
     in_flight = core.space.reserved_bytes + core.space.area_bytes("partial")
-    return NoRoomError(
-        Reason.NO_SPACE_NOW,
-        f"{holder} needs {format_size(wanted)} more; of the budget of {format_size(limits.budget_bytes)} "
+    text = (
+        f"{holder} needs {format_size(wanted.size_bytes)} more; of the budget of {format_size(limits.budget_bytes)} "
         f"{format_size(core.space.used_bytes)} are used ({format_size(pinned)} pinned, {format_size(leased)} leased, "
-        f"{format_size(in_flight)} in flight, {format_size(evictable)} can be evicted); the filesystem has "
-        f"{format_size(free)} free, of which {format_size(limits.min_free_bytes)} are kept (cache.min_free)",
-        metadata={
-            "need_bytes": wanted,
-            "budget_bytes": limits.budget_bytes,
-            "used_bytes": core.space.used_bytes,
-            "pinned_bytes": pinned,
-            "leased_bytes": leased,
-            "in_flight_bytes": in_flight,
-            "evictable_bytes": evictable,
-            "filesystem_free_bytes": free,
-            "min_free_bytes": limits.min_free_bytes,
-        },
+        f"{format_size(in_flight)} in flight, {format_size(evictable.size_bytes)} can be evicted); the filesystem has "
+        f"{format_size(disk.free_bytes)} free, of which {format_size(limits.min_free_bytes)} are kept (cache.min_free)"
     )
+    metadata = {
+        "need_bytes": wanted.size_bytes,
+        "budget_bytes": limits.budget_bytes,
+        "used_bytes": core.space.used_bytes,
+        "pinned_bytes": pinned,
+        "leased_bytes": leased,
+        "in_flight_bytes": in_flight,
+        "evictable_bytes": evictable.size_bytes,
+        "filesystem_free_bytes": disk.free_bytes,
+        "min_free_bytes": limits.min_free_bytes,
+    }
+    room_inodes = core.space.room_inodes(disk.free_inodes)
+    if disk.free_inodes is not None and room_inodes + evictable.inodes < wanted.inodes:
+        text += (
+            f"; it needs {wanted.inodes} inodes more, and of {disk.inodes} the filesystem has {disk.free_inodes} free, "
+            f"of which {limits.min_free_inodes} are kept and {core.space.reserved_inodes} promised; "
+            f"{evictable.inodes} can be evicted"
+        )
+        metadata |= {
+            "need_inodes": wanted.inodes,
+            "filesystem_free_inodes": disk.free_inodes,
+            "min_free_inodes": limits.min_free_inodes,
+            "evictable_inodes": evictable.inodes,
+        }
+    return NoRoomError(Reason.NO_SPACE_NOW, text, metadata=metadata)
 
 
-def _modest_refusal(core: Core, wanted: int, free: int, evictable: int, holder: str) -> NoRoomError:
-    told = refusal(core, wanted, free, evictable, holder)
+def _modest_refusal(core: Core, wanted: Amount, disk: Filesystem, evictable: Amount, holder: str) -> NoRoomError:
+    told = refusal(core, wanted, disk, evictable, holder)
     mend = "raise cache.budget, or list less; what pods have asked for is not evicted for the model list"
     made = NoRoomError(told.reason, told.message, metadata=told.metadata, mend=mend)
     made.modest = True
@@ -190,7 +208,7 @@ def orphans(core: Core) -> list[tuple[RepoId, Digest]]:
     return found
 
 
-async def leftover_bytes(core: Core) -> int:
+async def leftovers(core: Core) -> Amount:
     """At most what ``drop_leftovers`` of everything would free."""
     partials = await core.pools.on_disk(core.partials.listed)
     idle = [digest for digest in partials if not core.use.held(digest)]
@@ -198,16 +216,19 @@ async def leftover_bytes(core: Core) -> int:
     await core.measure("quarantine")
     blobs = [core.index.repo(repo_id).blobs[digest] for repo_id, digest in orphans(core)]
     inodes = {blob.stamp.inode: blob.allocated_bytes for blob in blobs}
-    return sum(allocated.values()) + sum(inodes.values()) + core.space.area_bytes("quarantine")
+    return Amount(
+        sum(allocated.values()) + sum(inodes.values()) + core.space.area_bytes("quarantine"),
+        INODES_OF_FLIGHT * len(idle) + len(inodes),
+    )
 
 
-async def drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: bool) -> bool:
+async def drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bool) -> bool:
     """Removes unfinished and orphaned blobs that nobody fetches or holds, oldest first; whether any went.
 
-    ``wanted_bytes`` None means all. ``expired_only``: only what nobody asked for within ``partial_ttl``.
+    ``wanted`` None means all. ``expired_only``: only what nobody asked for within ``partial_ttl``.
     Who is cancelled meanwhile ends behind it, not within it: what is gone must be gone from the account.
     """
-    work = asyncio.create_task(_drop_leftovers(core, wanted_bytes, expired_only=expired_only))
+    work = asyncio.create_task(_drop_leftovers(core, wanted, expired_only=expired_only))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -215,7 +236,7 @@ async def drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: 
         raise
 
 
-async def _drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only: bool) -> bool:
+async def _drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bool) -> bool:
     horizon = time.time() - core.config.cache.partial_ttl.total_seconds() if expired_only else float("inf")
     given_up = time.time() - _ABANDONED_SECONDS
     for name, path in (("trash", core.layout.trash), ("staging", core.layout.staging)):
@@ -230,25 +251,30 @@ async def _drop_leftovers(core: Core, wanted_bytes: int | None, *, expired_only:
             return True
     partials = await core.pools.on_disk(core.partials.listed)
     idle = sorted((at, digest) for digest, at in partials.items() if at < horizon)
-    freed, dropped = 0, False
+    dropped = 0
     before = core.space.used_bytes
+
+    def enough() -> bool:
+        freed = before - core.space.used_bytes
+        return wanted is not None and Amount(freed, INODES_OF_FLIGHT * dropped).covers(wanted)
+
     for _, digest in idle:
-        if wanted_bytes is not None and freed >= wanted_bytes:
+        if enough():
             break
         if core.use.held(digest):  # asked again: a request has come since the list was made
             continue
         await core.pools.on_disk(core.partials.remove, digest)
         await core.measure("partial")
-        freed, dropped = before - core.space.used_bytes, True
+        dropped += 1
         log.info("removed unfinished blob", digest=digest.hex)
     for repo_id, digest in orphans(core):
-        if wanted_bytes is not None and freed >= wanted_bytes:
+        if enough():
             break
         if not await _drop_orphan(core, repo_id, digest, horizon):
             continue
-        freed, dropped = before - core.space.used_bytes, True
+        dropped += 1
         log.info("removed blob that no snapshot links to", repo_id=repo_id, digest=digest.hex)
-    return dropped
+    return dropped > 0
 
 
 async def _drop_orphan(core: Core, repo_id: RepoId, digest: Digest, horizon: float) -> bool:

@@ -18,17 +18,18 @@ from dataclasses import dataclass, field
 import structlog
 
 from modelcached.cache.admission import (
+    INODES_OF_FLIGHT,
     NoRoomError,
     admit,
     blob_bytes,
     check_ever_fits,
-    overhead_bytes,
+    overhead,
     selection_bytes,
 )
 from modelcached.cache.callers import Caller
 from modelcached.cache.core import Core
 from modelcached.cache.linking import link
-from modelcached.cache.planning import bytes_to_reserve
+from modelcached.cache.planning import to_reserve
 from modelcached.cache.publication import publish
 from modelcached.cache.requests import Phase, Progress
 from modelcached.cache.rescue import make_room
@@ -36,7 +37,7 @@ from modelcached.cache.turns import PASSING_BYTES, Turn
 from modelcached.cache.verification import verify_found
 from modelcached.cache.want import Want, missing, names_of
 from modelcached.errors import CacheError, Reason
-from modelcached.ledger.space import Reservation
+from modelcached.ledger.space import Amount, Reservation
 from modelcached.model import Digest, FileEntry, Revision, Selection, SnapshotId, as_commit
 from modelcached.sources.origin import LocalOrigin
 from modelcached.sources.upstream import Upstream
@@ -261,7 +262,7 @@ class Assembly:
                         self._adopted.get(want.snapshot),
                         self._points.get(want.snapshot, set()),
                     )
-                    wanted = overhead_bytes(len(want.entries), len(want.entries))
+                    wanted = overhead(len(want.entries), len(want.entries)).size_bytes
                     await with_room(show, wanted, functools.partial(make_room, self.core))
                 self.phase = Phase.READY
             except OSError as error:
@@ -394,13 +395,13 @@ class Assembly:
         while any([await self._link(want) for want in self.wants]):
             pass
 
-    def _need(self) -> int:
-        """Bytes to reserve now: what is missing and not in flight, and what publishing takes."""
-        return bytes_to_reserve(self.core, self.wants, self.flights.has, self._resumable, publishes=self.publishes)
+    def _need(self) -> Amount:
+        """What to reserve now: for what is missing and not in flight, and for publishing."""
+        return to_reserve(self.core, self.wants, self.flights.has, self._resumable, publishes=self.publishes)
 
-    def _to_reserve(self, digest: Digest, size_bytes: int) -> int:
+    def _for_flight(self, digest: Digest, size_bytes: int) -> Amount:
         """What a blob needs beyond the blocks that an earlier try left it."""
-        return max(0, blob_bytes(size_bytes) - self._resumable.get(digest, 0))
+        return Amount(max(0, blob_bytes(size_bytes) - self._resumable.get(digest, 0)), INODES_OF_FLIGHT)
 
     def _take_off(self, reservation: Reservation) -> None:
         """Joins or starts a flight for each missing blob; small files first. One step of the event loop."""
@@ -416,7 +417,7 @@ class Assembly:
                     if foreign is not None and foreign.foreign and foreign.path is not None:
                         origins.insert(0, LocalOrigin(foreign.path))
                     flight = self.flights.start(digest, entry.size_bytes, want.snapshot.repo_id, origins, batch)
-                    flight.reservation = reservation.split(self._to_reserve(digest, entry.size_bytes))
+                    flight.reservation = reservation.split(self._for_flight(digest, entry.size_bytes))
                     tally.started += 1
                 else:
                     tally.joined += 1

@@ -6,17 +6,20 @@ So it has free room, as far as that does not make the watermarks evict for it, a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from modelcached.cache import eviction
 from modelcached.cache.core import Core
+from modelcached.ledger.space import Amount
 from modelcached.store.index import Snapshot
+from modelcached.store.measure import Filesystem
 
 
-def room_bytes(core: Core, free_bytes: int) -> int:
-    """What can still be promised to it. ``free_bytes`` is f_bavail now."""
-    space = core.space
+def room_on(core: Core, disk: Filesystem) -> Amount:
+    """What can still be promised to it."""
+    space, room = core.space, core.room_on(disk)
     high = int(space.limits.budget_bytes * core.config.cache.high_watermark)
-    return min(space.room_bytes(free_bytes), high - space.used_bytes - space.reserved_bytes)
+    return replace(room, size_bytes=min(room.size_bytes, high - space.used_bytes - space.reserved_bytes))
 
 
 def evictable(core: Core) -> Iterator[Snapshot]:

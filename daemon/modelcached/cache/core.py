@@ -20,7 +20,7 @@ from modelcached.errors import CacheError, Reason
 from modelcached.events import Observer
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.database import Database, Statement
-from modelcached.ledger.space import Limits, Space
+from modelcached.ledger.space import Amount, Limits, Space
 from modelcached.ledger.use import UseLedger
 from modelcached.ledger.victims import Name
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, repo_folder
@@ -29,7 +29,7 @@ from modelcached.store.disk import Disk, storage_error
 from modelcached.store.index import Index
 from modelcached.store.layout import Layout
 from modelcached.store.manifests import ManifestStore
-from modelcached.store.measure import free_bytes, measure
+from modelcached.store.measure import Filesystem, filesystem, measure
 from modelcached.store.neighbours import KUBELET_DIRECTORIES, kubelet_directory
 from modelcached.store.owner import Ballast
 from modelcached.store.partials import PartialStore
@@ -41,8 +41,12 @@ log = structlog.get_logger()
 KUBELET_DELETES_BELOW = 0.15
 """Share of the filesystem that is free: imageGCHighThresholdPercent is 85, imagefs.available 15 %."""
 _BAD_BLOB = "bad blob "
+KUBELET_WANTS_INODES = 0.06
+"""Share of the filesystem's inodes that is left free beside it: it evicts pods below 5 % (nodefs.inodesFree)."""
 SET_ASIDE_BYTES = LEAST_BUDGET_BYTES // 2
 """state.db and its WAL may grow by this without asking."""
+SET_ASIDE_INODES = 16
+"""The daemon's own files: those of SQLite, the ballast, what is written before it takes another's place."""
 
 
 def _no_hub(why: str) -> CacheError:
@@ -108,20 +112,20 @@ class Core:
 
     # Space
 
-    def apply_limits(self, section: CacheSection, filesystem_bytes: int, kubelet: str | None) -> None:
+    def apply_limits(self, section: CacheSection, disk: Filesystem, kubelet: str | None) -> None:
         """Budget and free space as configured. Raises CacheError, and changes nothing, where they cannot be.
 
         ``kubelet``: a directory of its on the same filesystem.
         """
-        budget = section.budget.of(filesystem_bytes)
+        budget = section.budget.of(disk.size_bytes)
         if budget < LEAST_BUDGET_BYTES:
             raise CacheError(
                 Reason.STORAGE_ERROR,
                 f"cache.budget is {format_size(budget)}; the daemon itself needs {format_size(LEAST_BUDGET_BYTES)}",
                 mend="raise it",
             )
-        min_free = section.min_free_bytes(filesystem_bytes, beside_kubelet=kubelet is not None)
-        least = int(filesystem_bytes * KUBELET_DELETES_BELOW)
+        min_free = section.min_free_bytes(disk.size_bytes, beside_kubelet=kubelet is not None)
+        least = int(disk.size_bytes * KUBELET_DELETES_BELOW)
         if kubelet is not None and min_free < least:
             log.warning(
                 "cache.min_free is below what the kubelet wants on the same filesystem: it will delete images",
@@ -129,17 +133,21 @@ class Core:
                 min_free_bytes=min_free,
                 kubelet_wants_bytes=least,
             )
-        self.space.limits = Limits(budget, min_free, SET_ASIDE_BYTES)
+        beside = int((disk.inodes or 0) * KUBELET_WANTS_INODES) if kubelet is not None else 0
+        self.space.limits = Limits(budget, min_free, SET_ASIDE_BYTES, max(SET_ASIDE_INODES, beside))
 
     def kubelet(self) -> str | None:
         """A directory of the kubelet or its container runtime on the cache's filesystem. Blocking."""
         pods = self.config.leases.kubelet_pods_dir
         return kubelet_directory(self.layout.cache_dir, [*([str(pods)] if pods else []), *KUBELET_DIRECTORIES])
 
-    async def free_bytes(self) -> int:
-        """f_bavail now."""
-        free, _ = await self.pools.on_disk(free_bytes, self.layout.cache_dir)
-        return free
+    async def filesystem(self) -> Filesystem:
+        """The one that holds the cache, now."""
+        return await self.pools.on_disk(filesystem, self.layout.cache_dir)
+
+    def room_on(self, disk: Filesystem) -> Amount:
+        """What can still be promised; negative when already over."""
+        return Amount(self.space.room_bytes(disk.free_bytes), self.space.room_inodes(disk.free_inodes))
 
     def areas(self) -> Mapping[str, tuple[str, frozenset[str]]]:
         """The fixed areas of the account: name -> path, and what below it belongs to another area."""

@@ -19,6 +19,7 @@ import structlog
 from modelcached.cache.core import Core
 from modelcached.errors import CacheError, Reason
 from modelcached.events import SnapshotEvicted
+from modelcached.ledger.space import Amount
 from modelcached.ledger.use import Protection
 from modelcached.ledger.victims import Books, Candidate, Name, Shares, Victim, choose
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId
@@ -63,12 +64,13 @@ def shares(core: Core) -> Shares:
 
 def candidate(snapshot: Snapshot) -> Candidate:
     """The snapshot as the rules see it."""
-    return Candidate(snapshot.id, snapshot.digests, _LINK_BYTES * (len(snapshot.links) + snapshot.folders))
+    own = len(snapshot.links) + snapshot.folders
+    return Candidate(snapshot.id, snapshot.digests, _LINK_BYTES * own, own + 1)
 
 
-def plan(core: Core, wanted_bytes: int, among: Iterable[Snapshot] | None = None) -> tuple[list[Victim], int]:
+def plan(core: Core, wanted: Amount, among: Iterable[Snapshot] | None = None) -> tuple[list[Victim], Amount]:
     """The snapshots that would go to free that much, and what they free; of ``among``, in that order, else of all."""
-    return choose(map(candidate, evictable(core) if among is None else among), shares(core), wanted_bytes)
+    return choose(map(candidate, evictable(core) if among is None else among), shares(core), wanted)
 
 
 def plan_of(core: Core, snapshots: Iterable[SnapshotId]) -> list[Victim]:

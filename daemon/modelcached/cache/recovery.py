@@ -23,7 +23,7 @@ from modelcached.model import Commit, RepoId, SnapshotId, repo_folder, repo_id_o
 from modelcached.store.index import SnapshotState
 from modelcached.store.layout import Layout
 from modelcached.store.manifests import Record
-from modelcached.store.measure import free_bytes, measure
+from modelcached.store.measure import measure
 from modelcached.store.mounts import is_mounted, mounts_below
 from modelcached.store.scan import FoundRepo
 from modelcached.store.walker import Walker, walking
@@ -124,8 +124,7 @@ async def _recover_leases(core: Core, lost: str) -> int:
 
 async def _measure_rest(core: Core, strangers: list[str]) -> None:
     """Every area of the account that no repository's scan has measured, and the limits."""
-    _, total = await core.pools.on_disk(free_bytes, core.layout.cache_dir)
-    core.apply_limits(core.config.cache, total, await core.pools.on_disk(core.kubelet))
+    core.apply_limits(core.config.cache, await core.filesystem(), await core.pools.on_disk(core.kubelet))
     mounts = await core.pools.on_disk(mounts_below, core.layout.hub)
     for path in strangers:
         if is_mounted(path, mounts):

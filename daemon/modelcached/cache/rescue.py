@@ -10,7 +10,8 @@ import structlog
 
 from modelcached.cache import eviction
 from modelcached.cache.admission import drop_leftovers
-from modelcached.cache.core import Core
+from modelcached.cache.core import SET_ASIDE_INODES, Core
+from modelcached.ledger.space import Amount
 
 log = structlog.get_logger()
 
@@ -24,12 +25,16 @@ async def make_room(core: Core, wanted_bytes: int) -> bool:
     async with core.admission:
         if core.rescues != before:
             return True
-        if not await drop_leftovers(core, wanted_bytes, expired_only=True):
-            victims, frees = eviction.plan(core, wanted_bytes)
+        disk, wanted = await core.filesystem(), Amount(wanted_bytes)
+        if disk.free_inodes is not None and disk.free_inodes < SET_ASIDE_INODES:
+            wanted = Amount(0, SET_ASIDE_INODES)  # of those there are too few: bytes are none of its troubles
+        if not await drop_leftovers(core, wanted, expired_only=True):
+            victims, frees = eviction.plan(core, wanted)
             log.warning(
                 "the disk is full while something is under way, evicting for it",
-                wanted_bytes=wanted_bytes,
-                frees_bytes=frees,
+                wanted_bytes=wanted.size_bytes,
+                wanted_inodes=wanted.inodes,
+                frees_bytes=frees.size_bytes,
                 models=[str(victim.id) for victim in victims],
             )
             ends = await eviction.finished(eviction.condemn(core, [victim.id for victim in victims], "full"))

@@ -15,7 +15,6 @@ from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
 from modelcached.store.index import Snapshot, SnapshotState
-from modelcached.store.measure import free_bytes
 
 
 class Shelf:
@@ -97,7 +96,7 @@ class Shelf:
         """The disk's truth at this moment."""
         core = self._core
         await core.measure("private", "root")  # what grows by itself: records do not, and there are thousands
-        free, total = await core.pools.on_disk(free_bytes, core.layout.cache_dir)
+        disk = await core.filesystem()
         pinned, leased = pinned_and_leased(core)
         space = core.space
         return Status(
@@ -109,8 +108,8 @@ class Shelf:
             quarantine_bytes=space.area_bytes("quarantine"),
             pinned_bytes=pinned,
             leased_bytes=leased,
-            filesystem_free_bytes=free,
-            filesystem_total_bytes=total,
+            filesystem_free_bytes=disk.free_bytes,
+            filesystem_total_bytes=disk.size_bytes,
             min_free_bytes=space.limits.min_free_bytes,
             models=sum(1 for _ in core.index.snapshots()),
             leases=len(core.use.leases),

@@ -1,4 +1,4 @@
-"""Bytes: what is used, what is promised, what is left. Bookkeeping alone; deleting is somebody else's.
+"""Bytes and inodes: what is used, promised, left. Bookkeeping alone; deleting is somebody else's.
 
 ``used`` is what du sees: allocated blocks, once per inode, in named areas that
 are measured anew when something in them changed. Because areas hold inodes and
@@ -8,49 +8,81 @@ not sums, a file that moves from one to another is never counted twice.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class Amount:
+    """Of a disk: what somebody wants of it, or what would be given back."""
+
+    size_bytes: int = 0
+    inodes: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.size_bytes + other.size_bytes, self.inodes + other.inodes)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.size_bytes - other.size_bytes, self.inodes - other.inodes)
+
+    def covers(self, wanted: Amount) -> bool:
+        """It is enough, in both."""
+        return self.size_bytes >= wanted.size_bytes and self.inodes >= wanted.inodes
+
+
+NOTHING = Amount()
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """What the operator allows; bytes."""
+    """What the operator allows."""
 
     budget_bytes: int
     min_free_bytes: int
     set_aside_bytes: int = 0
     """Kept out of every promise: what the daemon's own files may grow by without asking."""
+    min_free_inodes: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """Bytes promised to one request and not yet allocated."""
+    """Bytes and inodes promised to one request and not yet taken."""
 
     space: Space
     remaining_bytes: int
     holder: str
     number: int
+    remaining_inodes: int = 0
 
     def spend(self, size_bytes: int) -> None:
         """Some of it is on the disk now and counted as used."""
-        self._shrink(max(0, min(size_bytes, self.remaining_bytes)))
+        self._shrink(max(0, min(size_bytes, self.remaining_bytes)), 0)
 
-    def split(self, size_bytes: int) -> Reservation:
+    def spend_inodes(self) -> None:
+        """Its files are made."""
+        self._shrink(0, self.remaining_inodes)
+
+    def split(self, part: Amount) -> Reservation:
         """A part of it with a life of its own: a transfer may outlive the request that promised its bytes."""
-        part = self.space.reserve(0, self.holder)
-        part.remaining_bytes = min(size_bytes, self.remaining_bytes)
-        self.remaining_bytes -= part.remaining_bytes
-        return part
+        made = self.space.reserve(NOTHING, self.holder)
+        made.remaining_bytes = min(part.size_bytes, self.remaining_bytes)
+        made.remaining_inodes = min(part.inodes, self.remaining_inodes)
+        self.remaining_bytes -= made.remaining_bytes
+        self.remaining_inodes -= made.remaining_inodes
+        return made
 
     def release(self) -> None:
         """Gives back what was not spent. May be called again."""
-        self._shrink(self.remaining_bytes)
+        self._shrink(self.remaining_bytes, self.remaining_inodes)
         self.space.forget(self)
 
-    def _shrink(self, size_bytes: int) -> None:
+    def _shrink(self, size_bytes: int, inodes: int) -> None:
         self.remaining_bytes -= size_bytes
+        self.remaining_inodes -= inodes
         self.space.reserved_bytes -= size_bytes
-        if size_bytes:
+        self.space.reserved_inodes -= inodes
+        if size_bytes or inodes:
             self.space.freed()
 
 
@@ -61,6 +93,7 @@ class Space:
     limits: Limits
     used_bytes: int = 0
     reserved_bytes: int = 0
+    reserved_inodes: int = 0
     _areas: dict[str, dict[int, int]] = field(default_factory=dict)
     _inodes: dict[int, int] = field(default_factory=dict)  # inode -> bytes
     _several: dict[int, int] = field(default_factory=dict)  # inode -> areas that have it, where that is more than one
@@ -135,11 +168,22 @@ class Space:
         within_disk = free_bytes - self.limits.min_free_bytes - self.reserved_bytes
         return min(within_budget, within_disk)
 
-    def reserve(self, size_bytes: int, holder: str) -> Reservation:
-        """Promises bytes; the caller has seen that there is room, in the same step."""
-        reservation = Reservation(self, size_bytes, holder, next(self._numbers))
+    def room_inodes(self, free_inodes: int | None) -> int:
+        """How many files can still be promised; negative when fewer are left than must be.
+
+        ``free_inodes``: of the filesystem now (f_favail), without those that are only promised; None where it makes
+        them as they are wanted.
+        """
+        if free_inodes is None:
+            return sys.maxsize
+        return free_inodes - self.limits.min_free_inodes - self.reserved_inodes
+
+    def reserve(self, amount: Amount, holder: str) -> Reservation:
+        """Promises it; the caller has seen that there is room, in the same step."""
+        reservation = Reservation(self, amount.size_bytes, holder, next(self._numbers), amount.inodes)
         self._reservations[reservation.number] = reservation
-        self.reserved_bytes += size_bytes
+        self.reserved_bytes += amount.size_bytes
+        self.reserved_inodes += amount.inodes
         return reservation
 
     def forget(self, reservation: Reservation) -> None:

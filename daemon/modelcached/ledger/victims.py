@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from modelcached.ledger.space import NOTHING, Amount
 from modelcached.model import Digest, RepoId, SnapshotId
 
 
@@ -51,6 +52,8 @@ class Candidate:
     """The blobs of its repository that it links to."""
     own_bytes: int
     """Blocks of its directories and links."""
+    own_inodes: int = 0
+    """Those, and its record's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Victim:
 
     id: SnapshotId
     freed_bytes: int
+    freed_inodes: int = 0
 
 
 class Shares:
@@ -73,7 +77,7 @@ class Shares:
     def alone(self, candidate: Candidate) -> int:
         """What du would lose if only the candidate went."""
         books = self._of(candidate.id.repo_id)
-        freed, _ = self._freed(books, [digest for digest in candidate.digests if books.users[digest] <= 1])
+        freed, _, _ = self._freed(books, [digest for digest in candidate.digests if books.users[digest] <= 1])
         return candidate.own_bytes + freed
 
     def remove(self, candidate: Candidate) -> Victim:
@@ -84,9 +88,9 @@ class Shares:
             books.users[digest] -= 1
             if books.users[digest] <= 0:
                 unused.append(digest)
-        freed, gone = self._freed(books, unused)
+        freed, inodes, gone = self._freed(books, unused)
         self._names_gone.update(gone)
-        return Victim(candidate.id, candidate.own_bytes + freed)
+        return Victim(candidate.id, candidate.own_bytes + freed, candidate.own_inodes + inodes)
 
     def _of(self, repo_id: RepoId) -> Books:
         books = self._books.get(repo_id)
@@ -94,9 +98,9 @@ class Shares:
             books = self._books[repo_id] = self._open_books(repo_id)
         return books
 
-    def _freed(self, books: Books, digests: Iterable[Digest]) -> tuple[int, Counter[int]]:
-        """What du would lose with those names; and how many names that would take from inodes that have several."""
-        freed = 0
+    def _freed(self, books: Books, digests: Iterable[Digest]) -> tuple[int, int, Counter[int]]:
+        """Bytes and inodes that go with those names; and how many names that takes from inodes that have several."""
+        freed = inodes = 0
         gone: Counter[int] = Counter()
         for digest in digests:
             blob = books.blobs.get(digest)
@@ -107,18 +111,19 @@ class Shares:
                 if gone[blob.inode] + self._names_gone[blob.inode] != blob.link_count:
                     continue
             freed += blob.allocated_bytes
-        return freed, gone
+            inodes += 1
+        return freed, inodes, gone
 
 
-def choose(in_order: Iterable[Candidate], shares: Shares, wanted_bytes: int) -> tuple[list[Victim], int]:
-    """The fewest from the front of the order that free ``wanted_bytes``; and what they free.
+def choose(in_order: Iterable[Candidate], shares: Shares, wanted: Amount) -> tuple[list[Victim], Amount]:
+    """The fewest from the front of the order that free as much; and what they free.
 
     If all together free less, all are returned: the caller sees the sum and decides.
     """
     victims: list[Victim] = []
-    freed, left = 0, iter(in_order)
-    while freed < wanted_bytes and (candidate := next(left, None)) is not None:
+    freed, left = NOTHING, iter(in_order)
+    while not freed.covers(wanted) and (candidate := next(left, None)) is not None:
         victim = shares.remove(candidate)
         victims.append(victim)
-        freed += victim.freed_bytes
+        freed += Amount(victim.freed_bytes, victim.freed_inodes)
     return victims, freed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 
 BLOCK = 512  # stat(2): st_blocks counts these, whatever the filesystem's own block is
 
@@ -74,7 +75,22 @@ def bytes_of_name(path: str) -> int:
     return status.st_blocks * BLOCK if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1 else 0
 
 
-def free_bytes(path: str) -> tuple[int, int]:
-    """What an unprivileged writer may still use (f_bavail), and the filesystem's size; bytes."""
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """As statvfs(3) describes it."""
+
+    size_bytes: int
+    free_bytes: int
+    """What an unprivileged writer may still use (f_bavail)."""
+    inodes: int | None
+    """How many there can be; None where the filesystem makes them as they are wanted (btrfs)."""
+    free_inodes: int | None
+
+
+def filesystem(path: str) -> Filesystem:
+    """The one that holds path, now."""
     status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+    size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+    if status.f_files == 0:
+        return Filesystem(size, free, None, None)
+    return Filesystem(size, free, status.f_files, status.f_favail)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import structlog
 
@@ -13,6 +14,7 @@ from modelcached.cache.admission import drop_leftovers
 from modelcached.cache.eviction import condemn, finished, plan
 from modelcached.events import Observer, UpkeepRan
 from modelcached.ledger.leases import LeaseKind, PodWitness
+from modelcached.ledger.space import NOTHING, Amount
 from modelcached.pools import Pools
 from modelcached.sources.http import HttpSource
 from modelcached.sources.xet import XetSource
@@ -131,26 +133,40 @@ async def sweep_leftovers(core: Core) -> None:
 async def keep_watermarks(core: Core) -> None:
     """Evicts in the background, so that a waiting pod rarely waits for deletion, and when others fill the disk."""
     limits, section = core.space.limits, core.config.cache
-    free = await core.free_bytes()
+    disk = await core.filesystem()
     core.room.tell()  # others on the filesystem may have given something up, which nobody else says
     over = core.space.used_bytes + core.space.reserved_bytes - int(limits.budget_bytes * section.high_watermark)
     wanted = 0
     if over > 0:
         wanted = over + int(limits.budget_bytes * (section.high_watermark - section.low_watermark))
-    short = limits.min_free_bytes - free
+    short = limits.min_free_bytes - disk.free_bytes
+    short_inodes = 0 if disk.free_inodes is None else max(0, limits.min_free_inodes - disk.free_inodes)
     topic = "min_free"
     if short > 0:
         core.degraded[topic] = (
-            f"the filesystem has {format_size(free)} free, cache.min_free is {format_size(limits.min_free_bytes)}: "
+            f"the filesystem has {format_size(disk.free_bytes)} free, cache.min_free is "
+            f"{format_size(limits.min_free_bytes)}: nothing new is admitted"
+        )
+    elif short_inodes > 0:
+        core.degraded[topic] = (
+            f"the filesystem has {disk.free_inodes} inodes free, {limits.min_free_inodes} are kept: "
             "nothing new is admitted"
         )
     else:
         core.degraded.pop(topic, None)
-    wanted = max(wanted, short)
-    if wanted <= 0 or core.admission.locked() or core.hub_trouble:
+    lacking = Amount(max(wanted, short, 0), short_inodes)
+    if NOTHING.covers(lacking) or core.admission.locked() or core.hub_trouble:
         return
     async with core.admission:
-        victims, freed = plan(core, wanted)
+        victims, freed = plan(core, lacking)
+        if freed.inodes < lacking.inodes:  # a model has few: all of them would go, and help nobody
+            victims, freed = plan(core, replace(lacking, inodes=0))
         if victims:
-            log.info("evicting in the background", wanted_bytes=wanted, frees_bytes=freed, models=len(victims))
+            log.info(
+                "evicting in the background",
+                wanted_bytes=lacking.size_bytes,
+                wanted_inodes=lacking.inodes,
+                frees_bytes=freed.size_bytes,
+                models=len(victims),
+            )
             await finished(condemn(core, [victim.id for victim in victims], "watermark"))
