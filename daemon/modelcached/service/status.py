@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable
@@ -65,6 +66,9 @@ def unary(
         try:
             with self.gate.enter():
                 return await method(self, request, context)
+        except grpc.aio.InternalError:
+            # ExecuteBatchError: what was being sent when its caller went. A call that is over has no status any more.
+            raise asyncio.CancelledError from None
         except Exception as error:  # noqa: BLE001 - the edge of the daemon
             await abort(context, error)
 
