@@ -22,8 +22,9 @@ test: $(VENV)/ready lint
 deep: $(VENV)/ready
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m deep
 
-## soak: the cache against a plain model for an hour: STEPS=200000 of the state machine, SEED=1 for others
+## soak: under load for five minutes (needs root), then against a plain model for an hour: STEPS=200000, SEED=1 for others
 soak: $(VENV)/ready
+	$(BIN)/pytest tests/system/test_churn.py -s --churn-seconds 300 --churn-seed $(SEED)
 	$(BIN)/pytest tests/property -m deep -s --property-steps $(STEPS) --property-seed $(SEED)
 
 ## system: tests that need Debian packages, root, and mounts; .ci/run installs the packages

@@ -15,6 +15,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("property", "the cache against a plain model (tests/property)")
     group.addoption("--property-steps", type=int, default=10_000, help="how many (default %(default)s)")
     group.addoption("--property-seed", type=int, default=0, help="another one, another run (default %(default)s)")
+    group = parser.getgroup("churn", "a cache that is much too small, under load (tests/system)")
+    group.addoption("--churn-seconds", type=float, default=60, help="for how long (default %(default)s)")
+    group.addoption("--churn-seed", type=int, default=0, help="another one, other traffic (default %(default)s)")
 
 
 _DEEP = (

@@ -141,6 +141,8 @@ class CacheMachine(RuleBasedStateMachine):
         """Digests of which a lie may be kept, unfinished."""
         self.foreign: set[Name] = set()
         self.foreign_refs: set[tuple[RepoId, Revision]] = set()
+        self.robbed: set[str] = set()
+        """Folders of repositories from which somebody took something since the last start."""
         self.strangers: set[str] = set()
         self.quarantine: set[str] = set()
         self.disturbed = False
@@ -1019,6 +1021,7 @@ class CacheMachine(RuleBasedStateMachine):
         repo_id, name = sorted(self.truth.blobs)[number % len(self.truth.blobs)]
         os.unlink(f"{self.root}/hub/{repo_folder(repo_id)}/blobs/{name}")
         self.damaged.add((repo_id, name))
+        self.robbed.add(repo_folder(repo_id))
         await self._others_wrote()
         return None
 
@@ -1048,6 +1051,7 @@ class CacheMachine(RuleBasedStateMachine):
             return False
         snapshot = there[number % len(there)]
         folder = f"{self.root}/hub/{repo_folder(snapshot.repo_id)}"
+        self.robbed.add(repo_folder(snapshot.repo_id))
         if whole_repository:
             shutil.rmtree(folder)
             self.strangers = {path for path in self.strangers if not path.startswith(f"{folder}/")}
@@ -1210,6 +1214,7 @@ class CacheMachine(RuleBasedStateMachine):
                 plain.named.setdefault((repo_id, revision), {})[commit] = next(plain.ticks)
         plain.restarted(now, another_boot=another_boot)
         self.foreign_refs.clear()
+        self.robbed.clear()
         self.torn.clear()
         self.disturbed = False
         self.committed_bytes = truth.used_bytes - truth.database_bytes
@@ -1337,6 +1342,7 @@ class CacheMachine(RuleBasedStateMachine):
         whole = {name for name in partial if f"{name.removesuffix('.journal')}.journal" in partial}
         assert whole == partial, f"I8: {partial - whole}"
         assert truth.others == self.strangers, f"I8: {truth.others ^ self.strangers}"
+        assert truth.bare <= self.robbed, f"I8: empty folders: {truth.bare - self.robbed}"
         linked = _linked(truth)
         linked |= {(s.repo_id, name) for s in self.torn for name in self.plain.known[s].names}  # they go with it
         leaked = truth.blobs.keys() - linked - self._orphans() - self.foreign

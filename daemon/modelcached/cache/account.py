@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from modelcached.cache.admission import blob_bytes
 from modelcached.cache.core import Core
+from modelcached.cache.eviction import remove_if_bare
 from modelcached.events import BytesFetched
 from modelcached.model import repo_folder
 from modelcached.store.index import Blob
@@ -60,10 +61,17 @@ class FlightAccount:
         if flight.reservation is not None:
             flight.reservation.release()
         self._core.space.set_area(_area(flight), {})
+        self._core.landing[flight.repo_id] -= 1
+        if not self._core.landing[flight.repo_id]:
+            del self._core.landing[flight.repo_id]
         if flight.interest <= 0:  # all who asked for it have gone, and their look at what it leaves came too early
-            look = asyncio.create_task(self._core.measure("partial", repo_folder(flight.repo_id)), name="look")
+            look = asyncio.create_task(self._look_behind(flight), name="look")
             self._looks.add(look)
             look.add_done_callback(self._looks.discard)
+
+    async def _look_behind(self, flight: Flight) -> None:
+        await self._core.measure("partial", repo_folder(flight.repo_id))
+        await remove_if_bare(self._core, flight.repo_id)
 
     @property
     def looking(self) -> frozenset[asyncio.Task[None]]:

@@ -273,6 +273,7 @@ async def _drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bo
         if not await _drop_orphan(core, repo_id, digest, horizon):
             continue
         dropped += 1
+        await eviction.remove_if_bare(core, repo_id)
         log.info("removed blob that no snapshot links to", repo_id=repo_id, digest=digest.hex)
     return dropped > 0
 

@@ -417,6 +417,7 @@ class Assembly:
                     if foreign is not None and foreign.foreign and foreign.path is not None:
                         origins.insert(0, LocalOrigin(foreign.path))
                     flight = self.flights.start(digest, entry.size_bytes, want.snapshot.repo_id, origins, batch)
+                    self.core.landing[flight.repo_id] += 1
                     flight.reservation = reservation.split(self._for_flight(digest, entry.size_bytes))
                     tally.started += 1
                 else:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -94,6 +95,8 @@ class Core:
     """One at a time judges a blob."""
     publishing: Locks[SnapshotId] = field(default_factory=Locks)
     """One at a time changes what a snapshot holds."""
+    landing: Counter[RepoId] = field(default_factory=Counter)
+    """Flights that publish there: whoever waits for one may have asked for another repository."""
     removing: Locks[RepoId] = field(default_factory=Locks)
     """One at a time takes something out of a repository: the last to go takes the directories with it."""
     partials: PartialStore = field(init=False)

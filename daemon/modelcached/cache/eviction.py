@@ -125,6 +125,36 @@ async def finished(tasks: list[asyncio.Task[int]]) -> list[int | BaseException]:
     return [task.exception() or task.result() for task in tasks]
 
 
+async def remove_if_bare(core: Core, repo_id: RepoId) -> None:
+    """The directories of a repository of which nothing is left, and that nobody is about to put anything into.
+
+    For who has just taken the last of it, or has put something there and failed: another's empty directories may be
+    about to be filled.
+    """
+
+    def remove() -> int:
+        core.check_hub_on_disk()
+        return core.snapshots.remove_empty_repo(repo_id)
+
+    async with core.removing(repo_id):
+        if not _is_bare(core, repo_id):
+            return
+        core.index.repos.pop(repo_id, None)
+        try:
+            freed = await core.pools.on_disk(remove)
+        except (OSError, CacheError) as error:  # the next start tries again
+            log.warning("cannot remove a repository's empty directories", repo_id=repo_id, why=str(error))
+            return
+        if freed:
+            await core.measure_after(repo_id)
+
+
+def _is_bare(core: Core, repo_id: RepoId) -> bool:
+    repo = core.index.repos.get(repo_id)
+    in_use = core.use.holds_in(repo_id) or repo_id in core.landing
+    return not in_use and (repo is None or not (repo.snapshots or repo.blobs))
+
+
 class _Removal:
     """One snapshot on its way off the disk. A step that fails leaves it as whole as it then is, and known."""
 
@@ -201,7 +231,8 @@ class _Removal:
     async def _clean_up(self) -> int:
         """What nobody sees any more. A blob that cannot be unlinked is one without a snapshot: tried again as such."""
         core, repo_id = self._core, self._snapshot.id.repo_id
-        last = not core.use.holds_in(repo_id)  # a request that is under way needs its directories
+        # What is under way needs its directories.
+        last = not core.use.holds_in(repo_id) and repo_id not in core.landing
         for digest in list(self._blobs):
             # One that was condemned before it could not be withdrawn, and is there again with the blobs that both had.
             if core.index.needed(repo_id, digest, without=self._snapshot.id):
@@ -211,8 +242,7 @@ class _Removal:
         finally:
             for digest, blob in self._blobs.items():
                 core.index.add_link(repo_id, digest, blob)
-            repo = core.index.repo(repo_id)
-            if not repo.snapshots and not repo.blobs:
+            if _is_bare(core, repo_id):
                 core.index.repos.pop(repo_id, None)
             await core.measure_after(repo_id)
 

@@ -277,6 +277,8 @@ class SnapshotStore:
         """Removes a repository's directories once nothing is in them; what du lost."""
         repo = self._layout.repo(repo_id)
         self._layout.check_real_directory(repo)
+        if not os.path.isdir(repo):
+            return 0
         freed = 0
         for name in ("snapshots", "blobs", "trees", ".no_exist"):
             freed += self._rmdir(f"{repo}/{name}") if os.path.isdir(f"{repo}/{name}") else 0
