@@ -100,6 +100,9 @@ class Algorithm(enum.StrEnum):
 # compares them, which halves the start of a large cache.
 
 
+made = tuple.__new__
+"""``made(FileEntry, values)`` is ``FileEntry._make(values)`` without its Python; how many there are is not checked."""
+
 _ALGORITHMS = {64: Algorithm.SHA256, 40: Algorithm.GIT_SHA1}
 """By how many hex digits a digest has."""
 
@@ -122,7 +125,7 @@ class Digest(NamedTuple):
         texts = list(texts)
         if not _HEX.fullmatch("".join(texts)):
             texts = [text for text in texts if _HEX.fullmatch(text)]
-        return {text: cls._make((_ALGORITHMS[len(text)], text)) for text in texts if len(text) in _ALGORITHMS}
+        return {text: made(cls, (_ALGORITHMS[len(text)], text)) for text in texts if len(text) in _ALGORITHMS}
 
     def __str__(self) -> str:
         return self.hex

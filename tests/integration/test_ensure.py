@@ -11,7 +11,7 @@ from pathlib import Path
 
 from modelcache.v1 import cache_pb2
 from modelcached.config import load
-from modelcached.main import Daemon
+from modelcached.daemon import Daemon
 
 from tests.hub import MIB, Fault, FaultKind, Hub, Synthetic
 from tests.hub.models import sharded_llama, tiny_llama

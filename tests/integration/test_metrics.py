@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from modelcached.config import load
-from modelcached.main import Daemon
+from modelcached.daemon import Daemon
 from modelcached.store.disk import Disk
 from modelcached.telemetry.listener import Listener
 from prometheus_client.metrics_core import Metric

@@ -16,7 +16,7 @@ import pytest
 from modelcache.errors import ModelCacheError
 from modelcache.v1 import cache_pb2, common_pb2
 from modelcached.config import load
-from modelcached.main import Daemon
+from modelcached.daemon import Daemon
 from modelcached.store.disk import Disk
 
 from tests.hub import MIB, Hub, Synthetic

@@ -16,7 +16,7 @@ from modelcache.errors import ModelCacheError
 from modelcache.v1 import cache_pb2, common_pb2
 from modelcached.cache import Core
 from modelcached.config import load
-from modelcached.main import Daemon
+from modelcached.daemon import Daemon
 from modelcached.model import RepoId
 from modelcached.store.disk import Disk
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from modelcached.config import load
-from modelcached.main import Daemon
+from modelcached.daemon import Daemon
 from modelcached.store.disk import Disk
 from watchdog.observers.inotify_c import InotifyEvent, InotifyFD
 

@@ -35,7 +35,7 @@ def _run(file: str, call: str, number: int, arguments: Sequence[str]) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         os.write(descriptor, line.encode())
 
-    main.Daemon = functools.partial(main.Daemon, disk=Disk(announce))  # type: ignore[misc,assignment]
+    main.Disk = functools.partial(Disk, announce)  # type: ignore[misc,assignment]
     return main.main(arguments)
 
 

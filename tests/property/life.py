@@ -1,6 +1,6 @@
 """One life of the daemon's parts over a directory: started as main.py starts them, ended cleanly or by a kill.
 
-Everything of modelcached.main.Daemon that decides is here and real; the servers and the loops' timers are not, and
+Everything of modelcached.daemon.Daemon that decides is here and real; the servers and the loops' timers are not, and
 the threads are not: what would run in one runs in a later step of the event loop, how much later the test says. So a
 race that was met once is met again.
 """
@@ -25,13 +25,13 @@ from modelcached.cache.account import FlightAccount
 from modelcached.cache.recovery import Report, recover
 from modelcached.cache.rescue import make_room
 from modelcached.config import Config
+from modelcached.daemon import _open_state
 from modelcached.events import Event
 from modelcached.ledger import database as state
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.space import Amount, Limits, Reservation, Space
 from modelcached.ledger.use import UseLedger
-from modelcached.main import _open_state
 from modelcached.pools import Pools, Threads
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout

@@ -42,7 +42,7 @@ from modelcached.store.layout import Layout
 from modelcached.store.manifests import BlobStamp, ManifestStore, Record
 from modelcached.store.scan import FoundRepo, scan_repo
 from modelcached.store.snapshots import SnapshotStore
-from modelcached.store.walker import Walker, walking
+from modelcached.store.walker import Walker
 
 from tests.node.filling import MAIN, Filling, fill, repo_ids, snapshots
 
@@ -67,14 +67,15 @@ async def opened(layout: Layout) -> AsyncIterator[Core]:
 class Entry:
     """A directory entry that tells whether it was looked at."""
 
-    def __init__(self, entry: os.DirEntry[str], told: Callable[[str], None]) -> None:
+    def __init__(self, entry: os.DirEntry[str], folder: str, told: Callable[[str], None]) -> None:
         self._entry, self._told = entry, told
+        self._path = f"{folder}/{entry.name}"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._entry, name)
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        self._told(self._entry.path)
+        self._told(self._path)
         return self._entry.stat(follow_symlinks=follow_symlinks)
 
 
@@ -86,21 +87,25 @@ class Looks:
         self.stats: Counter[str] = Counter()
         self.links_read: Counter[str] = Counter()
         self.opened: Counter[str] = Counter()
-        scandir, listdir = os.scandir, os.listdir
+        scandir, listdir, readlink = os.scandir, os.listdir, os.readlink
+
+        def path_of(descriptor: int) -> str:
+            return readlink(f"/proc/self/fd/{descriptor}")
 
         class Scanned:
-            def __init__(self, entries: Any, told: Callable[[str], None]) -> None:
-                self._entries, self._told = entries, told
+            def __init__(self, entries: Any, folder: str, told: Callable[[str], None]) -> None:
+                self._entries, self._folder, self._told = entries, folder, told
 
             def __enter__(self) -> Iterator[Entry]:
-                return (Entry(entry, self._told) for entry in self._entries)
+                return (Entry(entry, self._folder, self._told) for entry in self._entries)
 
             def __exit__(self, *_: object) -> None:
                 self._entries.close()
 
         def counted(function: Callable[..., Any], counter: Counter[str]) -> Callable[..., Any]:
             def call(path: Any, *rest: Any, **named: Any) -> Any:
-                counter[str(path)] += 1
+                within = named.get("dir_fd")
+                counter[str(path) if within is None else f"{path_of(within)}/{path}"] += 1
                 return function(path, *rest, **named)
 
             return call
@@ -108,15 +113,16 @@ class Looks:
         def told(path: str) -> None:
             self.stats[path] += 1
 
-        def counting_scandir(path: str) -> Scanned:
-            self.listed[path] += 1
-            return Scanned(scandir(path), told)
+        def counting_scandir(path: str | int) -> Scanned:
+            folder = path_of(path) if isinstance(path, int) else path
+            self.listed[folder] += 1
+            return Scanned(scandir(path), folder, told)
 
         monkeypatch.setattr(os, "scandir", counting_scandir)
         monkeypatch.setattr(os, "listdir", counted(listdir, self.listed))
         monkeypatch.setattr(os, "lstat", counted(os.lstat, self.stats))
         monkeypatch.setattr(os, "stat", counted(os.stat, self.stats))
-        monkeypatch.setattr(os, "readlink", counted(os.readlink, self.links_read))
+        monkeypatch.setattr(os, "readlink", counted(readlink, self.links_read))
         monkeypatch.setattr(builtins, "open", counted(builtins.open, self.opened))
 
 
@@ -286,11 +292,11 @@ def test_the_process_that_reads_hub_finds_what_we_find(tmp_path: Path, monkeypat
     (hub / "models--org--linked").symlink_to(tmp_path)
     (hub / "models--org--\udcff").mkdir()
     folders = sorted(os.listdir(hub))
-    alone = {folder: counted(Walker(layout, None).found(folder, {})) for folder in folders}
+    alone = {folder: counted(Walker(layout, folders).found(folder, {})) for folder in folders}
     assert sum(found is not None for found in alone.values()) == FILLING.repos
 
     monkeypatch.setattr(walker, "LEAST_FOLDERS", 1)
-    with walking(layout, folders) as process:
+    with Walker.begin(layout, folders) as process:
         monkeypatch.setattr(walker, "scan_repo", None)  # it is not asked again
         assert {folder: counted(process.found(folder, {})) for folder in folders} == alone
     monkeypatch.undo()
@@ -304,7 +310,7 @@ def test_the_process_that_reads_hub_finds_what_we_find(tmp_path: Path, monkeypat
         patched.setattr(gc, "disable", lambda: None)
         walker.main()
     for size in (0, 5, len(told.getvalue()) // 2, len(told.getvalue()) - 1):
-        cut = Walker(layout, io.BytesIO(told.getvalue()[:size]))
+        cut = Walker(layout, folders, io.BytesIO(told.getvalue()[:size]))
         assert {folder: counted(cut.found(folder, {})) for folder in folders} == alone
 
 
@@ -321,7 +327,7 @@ def test_what_is_found_shares_the_digests_that_are_known(tmp_path: Path, monkeyp
     (repo_id, *_), (folder, *_) = repo_ids(FILLING), [repo_folder(repo_ids(FILLING)[0])]
     records = ManifestStore(Disk(), layout).of(repo_id)
     known = {entry.digest.hex: entry.digest for record in records.values() for entry in record.manifest.files.values()}
-    for begin in (walking(layout, [folder]), walking(layout, [])):
+    for begin in (Walker.begin(layout, [folder]), Walker.begin(layout, [])):
         with begin as process:
             found = process.found(folder, known)
         assert found is not None

@@ -21,12 +21,11 @@ from modelcached.errors import CacheError
 from modelcached.ledger.database import COMPLETE, Statement
 from modelcached.model import Commit, RepoId, SnapshotId, repo_folder, repo_id_of_folder, shown
 from modelcached.store.index import SnapshotState
-from modelcached.store.layout import Layout
 from modelcached.store.manifests import Record
 from modelcached.store.measure import measure
 from modelcached.store.mounts import is_mounted, mounts_below
 from modelcached.store.scan import FoundRepo
-from modelcached.store.walker import Walker, walking
+from modelcached.store.walker import Walker, hub_folders
 
 log = structlog.get_logger()
 
@@ -59,21 +58,30 @@ class Report:
         )
 
 
-async def recover(core: Core, *, lost: str) -> Report:
-    """Fills index and account from the disk. ``lost``: why leases may be missing from state.db; empty if none is."""
+async def recover(core: Core, *, lost: str, begun: Walker | None = None) -> Report:
+    """Fills index and account from the disk.
+
+    ``lost``: why leases may be missing from state.db; empty if none is. ``begun``: reads hub/ already.
+    """
     gc.disable()  # nearly all that is made from here on stays: looking for garbage in it takes a fifth of the time
     try:
-        return await _recover(core, lost)
+        return await _recover(core, lost, begun)
     finally:
+        # All modules and the whole index: they stay, and each look through them would stop every call meanwhile.
+        # No look before it either: with a large cache that alone takes a tenth of a second.
+        gc.freeze()
         gc.enable()
 
 
-async def _recover(core: Core, lost: str) -> Report:
+async def _recover(core: Core, lost: str, begun: Walker | None) -> Report:
     report = Report()
     await core.pools.on_disk(_clear_unfinished, core, report)
-    folders, mounted = await core.pools.on_disk(_folders, core.layout)
+    folders, mounted = await core.pools.on_disk(hub_folders, core.layout)
     walk = _Walk(core, report, strangers=mounted)
-    await walk.through(folders, mends=True)
+    if begun is not None and begun.folders != folders:
+        begun.close()
+        begun = None
+    await walk.through(folders, mends=True, walker=begun)
     await core.pools.on_disk(_drop_shared, core, walk.adopted)
     # An inode that became a repository's own has more names than before, whichever repositories they lie in.
     await walk.through(folders if walk.adopted else walk.mended, mends=False)
@@ -136,14 +144,6 @@ async def _measure_rest(core: Core, strangers: list[str]) -> None:
     await core.measure_after()
 
 
-def _folders(layout: Layout) -> tuple[list[str], list[str]]:
-    """Names in hub/; and paths of those that are a mount, or hold one, which are never entered."""
-    mounts = mounts_below(layout.hub)
-    names = sorted(os.listdir(layout.hub))
-    mounted = [name for name in names if is_mounted(f"{layout.hub}/{name}", mounts)]
-    return [name for name in names if name not in mounted], [f"{layout.hub}/{name}" for name in mounted]
-
-
 @dataclass(slots=True)
 class _Walk:
     """Through the repositories of hub/: each is read once, and once more where that changed something."""
@@ -161,12 +161,12 @@ class _Walk:
     reported: dict[RepoId, list[str]] = field(default_factory=dict)
     """Paths that the layout has no place for."""
 
-    async def through(self, folders: Sequence[str], *, mends: bool) -> None:
+    async def through(self, folders: Sequence[str], *, mends: bool, walker: Walker | None = None) -> None:
         """Loads index and account; what it mends instead is left for another time."""
-        with walking(self.core.layout, folders) as walker:
+        with walker or Walker.begin(self.core.layout, folders) as reader:
             for begin in range(0, len(folders), _FOLDERS_AT_ONCE):
                 few = folders[begin : begin + _FOLDERS_AT_ONCE]
-                for found, records in await self.core.pools.on_disk(self._look, walker, few, mends=mends):
+                for found, records in await self.core.pools.on_disk(self._look, reader, few, mends=mends):
                     self.core.index.load(found, records, self.core.layout.repo(found.repo_id))
                     self.core.space.set_area(repo_folder(found.repo_id), found.sizes)
                     self.reported[found.repo_id] = found.strangers

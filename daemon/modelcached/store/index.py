@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId
+from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, made
 from modelcached.store.manifests import BlobStamp, Record
 from modelcached.store.measure import BLOCK
 from modelcached.store.scan import FoundBlob, FoundRepo
@@ -52,7 +52,7 @@ class Blob:
     @classmethod
     def found(cls, found: FoundBlob, stamp: BlobStamp | None, foreign_path: str | None) -> Blob:
         """A blob that a scan found; verified if it still looks as it did when it was, and is our own."""
-        now = BlobStamp._make(found[:3])
+        now = made(BlobStamp, found[:3])
         if foreign_path is not None:
             return cls(now, found.allocated_bytes, found.link_count, verified=False, foreign=True, path=foreign_path)
         if now == stamp:  # the record's own, for there are many

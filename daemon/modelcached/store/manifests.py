@@ -23,6 +23,7 @@ from modelcached.model import (
     Selection,
     SnapshotId,
     as_commit,
+    made,
     repo_folder,
     repo_id_of_folder,
 )
@@ -118,7 +119,9 @@ class Record:
                 name: Selection(name, item["format"], same.setdefault(paths := _paths(item["paths"], manifest), paths))
                 for name, item in data["selections"].items()
             }
-            stamps = {digests[name]: BlobStamp._make(values) for name, values in data["stamps"].items()}
+            if not set(map(len, data["stamps"].values())) <= {len(BlobStamp._fields)}:
+                return None
+            stamps = {digests[name]: made(BlobStamp, values) for name, values in data["stamps"].items()}
             return cls(manifest, selections, stamps, tuple(data["readers"]))
         except (ValueError, KeyError, TypeError, AttributeError, CacheError):
             return None
@@ -137,7 +140,7 @@ def _entries(files: dict[str, Any], digests: dict[str, Digest]) -> list[FileEntr
     for path, item in files.items():
         digest, blob_id = digests[item["digest"]], item["blob_id"]
         blob_id = digest.hex if blob_id == digest.hex else blob_id
-        entries.append(FileEntry._make((sys.intern(path), int(item["size"]), digest, blob_id, item.get("xet_hash"))))
+        entries.append(made(FileEntry, (sys.intern(path), int(item["size"]), digest, blob_id, item.get("xet_hash"))))
     return entries
 
 

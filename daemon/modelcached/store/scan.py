@@ -10,12 +10,12 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from modelcached.errors import CacheError
-from modelcached.model import Algorithm, Commit, Digest, RepoId, Revision, SnapshotId, as_commit, parse_revision
+from modelcached.model import Algorithm, Commit, Digest, RepoId, Revision, SnapshotId, as_commit, made, parse_revision
 from modelcached.store.layout import Layout, link_text
 from modelcached.store.measure import BLOCK, Sizes, add, measure
 
@@ -38,7 +38,8 @@ class FoundBlob(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result, own_uid: int, allocated_bytes: int) -> FoundBlob:
         """By the stat of its content."""
-        return cls._make(
+        return made(
+            cls,
             (
                 status.st_ino,
                 status.st_size,
@@ -46,7 +47,7 @@ class FoundBlob(NamedTuple):
                 allocated_bytes,
                 status.st_nlink,
                 status.st_uid != own_uid or bool(status.st_mode & 0o022),
-            )
+            ),
         )
 
 
@@ -88,6 +89,32 @@ _MISSES = ".no_exist"
 """huggingface_hub's: files that a commit is known not to have."""
 
 
+class _Folder(NamedTuple):
+    """A directory that is open, and what is in it. Its entries know their names, not their paths."""
+
+    path: str
+    descriptor: int
+    entries: list[os.DirEntry[str]]
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[_Folder]:
+    """A large cache has a hundred thousand names: from an open directory each is found without its whole path.
+
+    Raises FileNotFoundError where there is none (any more).
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError as error:  # something else has taken its place
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+    try:
+        with os.scandir(descriptor) as entries:
+            found = list(entries)
+        yield _Folder(path, descriptor, found)
+    finally:
+        os.close(descriptor)
+
+
 class _Scan:
     """One walk through a repository: each directory is read once, each entry looked at once."""
 
@@ -108,14 +135,14 @@ class _Scan:
                 self._sizes |= measure(entry.path)[0]
                 self.found.hollow |= entry.is_dir(follow_symlinks=False) and not os.listdir(entry.path)
             else:
-                self._stranger(entry)
+                self._stranger(entry.path)
         self.found.hollow |= "blobs" not in directories and "snapshots" not in directories
         # Blobs come first: whatever links to one shares its digest.
         for name, look in zip(_LAYOUT, (self._blobs, self._snapshots, self._trees, self._refs), strict=True):
             if name in directories:
-                entries = self._entries(directories[name])
-                self.found.hollow |= not entries and name != "refs"
-                look(entries)
+                with contextlib.suppress(FileNotFoundError), _opened(directories[name]) as folder:
+                    self.found.hollow |= not folder.entries and name != "refs"
+                    look(folder)
         self.found.strangers.sort()
 
     @staticmethod
@@ -126,9 +153,9 @@ class _Scan:
         except FileNotFoundError:
             return []
 
-    def _stranger(self, entry: os.DirEntry[str]) -> None:
-        self.found.strangers.append(entry.path)
-        self._sizes |= measure(entry.path)[0]
+    def _stranger(self, path: str) -> None:
+        self.found.strangers.append(path)
+        self._sizes |= measure(path)[0]
 
     def _digest(self, text: str) -> Digest | None:
         digest = self._digests.get(text)
@@ -138,10 +165,10 @@ class _Scan:
 
     # A large cache has hundreds of thousands of blobs and links: what is done for each is written out.
 
-    def _blobs(self, entries: list[os.DirEntry[str]]) -> None:
+    def _blobs(self, folder: _Folder) -> None:
         own_uid = os.geteuid()
         numbers: dict[int, int] = {}  # most small files have the same size on disk; one number does for all
-        for entry in entries:
+        for entry in folder.entries:
             digest = self._digests.get(entry.name) or self._digest(entry.name)
             try:
                 status = entry.stat(follow_symlinks=False)
@@ -152,14 +179,14 @@ class _Scan:
                 allocated = numbers.setdefault(allocated, allocated)
                 self.found.blobs[digest] = blob = FoundBlob.of(status, own_uid, allocated)
                 self._sizes[blob.inode] = allocated
-            elif digest is None or not self._shared_blob(entry, digest, status):
-                self._stranger(entry)
+            elif digest is None or not self._shared_blob(f"{folder.path}/{entry.name}", digest, status):
+                self._stranger(f"{folder.path}/{entry.name}")
 
-    def _shared_blob(self, entry: os.DirEntry[str], digest: Digest, status: os.stat_result) -> bool:
+    def _shared_blob(self, path: str, digest: Digest, status: os.stat_result) -> bool:
         """file_download.py, _create_symlink: a relative link into <cache>/blobs/<2 hex>/<xet hash>."""
         if not stat.S_ISLNK(status.st_mode):
             return False
-        target = os.path.realpath(entry.path)
+        target = os.path.realpath(path)
         if not target.startswith(f"{os.path.realpath(self._hub)}/blobs/") or not os.path.isfile(target):
             return False
         add(self._sizes, status, self._top)
@@ -168,61 +195,69 @@ class _Scan:
         self.found.shared[digest] = target
         return True
 
-    def _snapshots(self, entries: list[os.DirEntry[str]]) -> None:
-        for entry in entries:
+    def _snapshots(self, folder: _Folder) -> None:
+        for entry in folder.entries:
             commit = as_commit(entry.name)
             if commit is None or not entry.is_dir(follow_symlinks=False):
-                self._stranger(entry)
+                self._stranger(f"{folder.path}/{entry.name}")
                 continue
             links = self.found.snapshots[commit] = {}
-            pending = [("", entry, link_text("", _NO_DIGEST))]
-            for prefix, folder, way in pending:
-                with contextlib.suppress(FileNotFoundError):
-                    add(self._sizes, folder.stat(follow_symlinks=False), self._top)
-                for item in self._entries(folder.path):
-                    if item.is_dir(follow_symlinks=False):
-                        pending.append((f"{prefix}{item.name}/", item, f"../{way}"))
-                        continue
-                    try:
-                        status = item.stat(follow_symlinks=False)
-                        text = os.readlink(item.path) if stat.S_ISLNK(status.st_mode) else ""
-                    except FileNotFoundError:
-                        continue
-                    if status.st_nlink == 1 and text:
-                        self._sizes[self._top] += status.st_blocks * BLOCK
-                    else:
-                        add(self._sizes, status, self._top)
-                    if text.startswith(way):
-                        name = text[len(way) :]
-                        digest = self._digests.get(name) or self._digest(name)
-                        if digest is not None:
-                            # Thousands of snapshots have a config.json; one text does for all.
-                            links[sys.intern(prefix + item.name)] = digest
+            pending = [("", f"{folder.path}/{entry.name}", link_text("", _NO_DIGEST))]
+            for prefix, path, way in pending:
+                with contextlib.suppress(FileNotFoundError), _opened(path) as inner:
+                    add(self._sizes, os.fstat(inner.descriptor), self._top)
+                    pending += [
+                        (f"{prefix}{item.name}/", f"{path}/{item.name}", f"../{way}")
+                        for item in self._links(inner, prefix, way, links)
+                    ]
 
-    def _trees(self, entries: list[os.DirEntry[str]]) -> None:
-        for entry in entries:
+    def _links(self, folder: _Folder, prefix: str, way: str, links: dict[str, Digest]) -> Iterator[os.DirEntry[str]]:
+        """Adds the folder's links; its folders."""
+        descriptor, sizes, top, known = folder.descriptor, self._sizes, self._top, self._digests
+        for item in folder.entries:
+            if item.is_dir(follow_symlinks=False):
+                yield item
+                continue
+            try:
+                status = item.stat(follow_symlinks=False)
+                text = os.readlink(item.name, dir_fd=descriptor) if stat.S_ISLNK(status.st_mode) else ""
+            except FileNotFoundError:
+                continue
+            if status.st_nlink == 1 and text:
+                sizes[top] += status.st_blocks * BLOCK
+            else:
+                add(sizes, status, top)
+            if text.startswith(way):
+                name = text[len(way) :]
+                digest = known.get(name) or self._digest(name)
+                if digest is not None:
+                    # Thousands of snapshots have a config.json; one text does for all.
+                    links[sys.intern(prefix + item.name)] = digest
+
+    def _trees(self, folder: _Folder) -> None:
+        for entry in folder.entries:
             commit = as_commit(entry.name.removesuffix(".json"))
             if commit is None or not entry.is_file(follow_symlinks=False):
-                self._stranger(entry)
+                self._stranger(f"{folder.path}/{entry.name}")
                 continue
             with contextlib.suppress(FileNotFoundError):
                 add(self._sizes, entry.stat(follow_symlinks=False), self._top)
                 self.found.trees.add(commit)
 
-    def _refs(self, entries: list[os.DirEntry[str]]) -> None:
-        pending = [("", entry) for entry in entries]
-        for prefix, entry in pending:
+    def _refs(self, folder: _Folder) -> None:
+        pending = [("", f"{folder.path}/{entry.name}", entry) for entry in folder.entries]
+        for prefix, path, entry in pending:
             commit = None
             try:
                 status = entry.stat(follow_symlinks=False)
                 add(self._sizes, status, self._top)
                 if stat.S_ISDIR(status.st_mode):
-                    inside = self._entries(entry.path)
+                    inside = self._entries(path)
                     self.found.hollow |= not inside
-                    pending += [(f"{prefix}{entry.name}/", inner) for inner in inside]
+                    pending += [(f"{prefix}{entry.name}/", inner.path, inner) for inner in inside]
                     continue
                 if stat.S_ISREG(status.st_mode) and status.st_size <= 128:
-                    with open(entry.path, encoding="ascii", errors="replace") as file:
+                    with open(path, encoding="ascii", errors="replace") as file:
                         commit = as_commit(file.read().strip())
             except FileNotFoundError:
                 continue
@@ -231,7 +266,7 @@ class _Scan:
             except CacheError:
                 commit = None
             if commit is None:
-                self.found.strangers.append(entry.path)
+                self.found.strangers.append(path)
             else:
                 self.found.refs[revision] = commit
 

@@ -15,63 +15,116 @@ import fcntl
 import gc
 import marshal
 import os
+import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import IO, Any
+import threading
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, Self
 
-from modelcached.model import Digest, repo_id_of_folder
+from modelcached.model import Digest, made, repo_id_of_folder
 from modelcached.store.layout import Layout
+from modelcached.store.mounts import is_mounted, mounts_below
 from modelcached.store.scan import FoundBlob, FoundRepo, scan_repo
 
 LEAST_FOLDERS = 100
 """Fewer are read before another process has begun."""
 _PIPE_BYTES = 1 << 20
-"""It need not wait for its reader: about forty repositories."""
+"""As much as a pipe may hold: about a hundred repositories."""
 _SIZE_BYTES = 8
 """Before each answer, little-endian: marshal reads a stream byte by byte."""
 _PR_SET_PDEATHSIG = 1
 
 
 class Walker:
-    """Tells what is in each folder, asked for in order. Blocking: call it from disk threads."""
+    """Tells what is in each folder, asked for in order. Blocking: call it from disk threads. ``close`` must follow."""
 
-    def __init__(self, layout: Layout, source: IO[bytes] | None) -> None:
+    def __init__(self, layout: Layout, folders: Sequence[str], source: IO[bytes] | None = None) -> None:
+        """``source``: where a process tells; without one it finds all out by itself."""
+        self.folders = folders
+        """In their order."""
         self._layout = layout
-        self._source = source
+        self._process: subprocess.Popen[bytes] | None = None
+        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._answers = bytearray()
+        self._told = source is not None
+        if source is not None:
+            # What is told is taken at once, so that the process need not wait for who has no time for it yet.
+            self._reader = threading.Thread(target=self._read, args=(source,), name="walker", daemon=True)
+            self._reader.start()
+
+    @classmethod
+    def begin(cls, layout: Layout, folders: Sequence[str]) -> Self:
+        """With a process of its own from now on; without one where they are few, or the machine gives none."""
+        process = _start(layout, folders) if len(folders) >= LEAST_FOLDERS else None
+        if process is None:
+            return cls(layout, folders)
+        try:
+            walker = cls(layout, folders, process.stdout)
+        except RuntimeError:  # it gives no thread
+            _end(process)
+            return cls(layout, folders)
+        walker._process = process
+        return walker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process. May be called again."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            self._reader.join()
+            _end(process)
+            self._chunks, self._answers = queue.SimpleQueue(), bytearray()
+            self._told = False
 
     def found(self, folder: str, known: Mapping[str, Digest]) -> FoundRepo | None:
         """As ``scan_repo``; None also where the folder's name is no repository's."""
         repo_id = repo_id_of_folder(folder)
         if repo_id is None:
             return None
-        if self._source is not None:
+        if self._told:
             try:
-                size = int.from_bytes(self._source.read(_SIZE_BYTES), "little")
-                told = marshal.loads(self._source.read(size))  # noqa: S302 - our own process wrote it
-            except (EOFError, ValueError, TypeError, OSError):
-                self._source = None  # it ended before its time
+                told = marshal.loads(self._take(int.from_bytes(self._take(_SIZE_BYTES), "little")))  # noqa: S302 - our own process wrote it
+            except (EOFError, ValueError, TypeError):
+                self._told = False  # it ended before its time
             else:
                 return None if told is None else _unpacked(FoundRepo(repo_id), told, known)
         return scan_repo(self._layout, repo_id, known)
 
+    def _read(self, source: IO[bytes]) -> None:
+        try:
+            with contextlib.suppress(OSError, ValueError):
+                while chunk := source.read1(_PIPE_BYTES):  # type: ignore[attr-defined]
+                    self._chunks.put(chunk)
+        finally:
+            self._chunks.put(b"")  # nobody may wait for more
 
-@contextmanager
-def walking(layout: Layout, folders: Sequence[str]) -> Iterator[Walker]:
-    """A walker of those folders of hub/; without a process where they are few, or the machine gives none."""
-    process = _start(layout, folders) if len(folders) >= LEAST_FOLDERS else None
-    if process is None:
-        yield Walker(layout, None)
-        return
-    assert process.stdout is not None
-    try:
-        yield Walker(layout, process.stdout)
-    finally:
-        process.kill()
-        process.stdout.close()
-        process.wait()
+    def _take(self, size: int) -> bytes:
+        """The next bytes that it tells. Raises EOFError where it tells no more."""
+        while len(self._answers) < size:
+            chunk = self._chunks.get()
+            if not chunk:
+                self._chunks.put(chunk)
+                raise EOFError
+            self._answers += chunk
+        taken = bytes(self._answers[:size])
+        del self._answers[:size]
+        return taken
+
+
+def hub_folders(layout: Layout) -> tuple[list[str], list[str]]:
+    """Names in hub/; and paths of those that are a mount, or hold one, which are never entered."""
+    mounts = mounts_below(layout.hub)
+    names = sorted(os.listdir(layout.hub))
+    mounted = [name for name in names if is_mounted(f"{layout.hub}/{name}", mounts)]
+    return [name for name in names if name not in mounted], [f"{layout.hub}/{name}" for name in mounted]
 
 
 def _start(layout: Layout, folders: Sequence[str]) -> subprocess.Popen[bytes] | None:
@@ -90,6 +143,13 @@ def _start(layout: Layout, folders: Sequence[str]) -> subprocess.Popen[bytes] | 
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(marshal.dumps(list(folders)))
     return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    if process.stdout is not None:
+        process.stdout.close()
+    process.wait()
 
 
 def _environment() -> dict[str, str]:
@@ -119,7 +179,7 @@ def _unpacked(found: FoundRepo, told: Any, known: Mapping[str, Digest]) -> Found
     texts = {text for links in snapshots.values() for text in links.values()} | {text for text, *_ in blobs}
     digests = {text: known[text] for text in texts & known.keys()}
     digests |= Digest.parse_all(texts - digests.keys())
-    found.blobs = {digests[text]: FoundBlob._make(blob) for text, *blob in blobs}
+    found.blobs = {digests[text]: made(FoundBlob, blob) for text, *blob in blobs}
     found.shared = {digests[text]: target for text, target in shared.items()}
     found.snapshots = {
         commit: {sys.intern(path): digests[text] for path, text in links.items()} for commit, links in snapshots.items()

@@ -54,7 +54,8 @@ _LIBRARYS = ("blobs", ".locks")
 class Watch:
     """The event loop's alone, but for what inotify's thread calls."""
 
-    def __init__(self, core: Core, keeper: HubKeeper, rescan: Rescan) -> None:
+    def __init__(self, core: Core, keeper: HubKeeper, rescan: Rescan, read_since: float) -> None:
+        """``read_since``: when the start began to read hub/; seconds since the epoch."""
         self._core = core
         self._keeper = keeper
         self._rescan = rescan
@@ -71,7 +72,7 @@ class Watch:
         self._due: dict[str, float] = {}
         self._round: deque[str] = deque()
         self._round_began = float("-inf")
-        self._began = core.clock.wall()
+        self._read_since = read_since
         self._started = False
 
     # From inotify's thread
@@ -93,7 +94,7 @@ class Watch:
         """Sets all watches. What was changed since the start of the daemon has read it is looked at first."""
         self._round_began = time.monotonic()
         await self._begin()
-        horizon = self._began - _SETTLE_SECONDS
+        horizon = self._read_since - _SETTLE_SECONDS
         all_found = await self._heed(await self._folders())
         changed = {name for name, own in all_found.items() if any(one.mtime_ns / 1e9 >= horizon for one in own)}
         if "" in changed:  # what is no repository has no directory that tells
