@@ -111,6 +111,11 @@ class Machine:
         """Ends every lease."""
         await self.cache.leasing.release(list(self.core.use.leases))
 
+    async def background(self) -> None:
+        """Until all is done that nobody waits for."""
+        while running := [a.task for a in self.cache._assemblies._running.values() if a.task is not None]:
+            await asyncio.wait(running)
+
     async def at_rest(self) -> int:
         """The account, when nothing is under way and state.db has been written."""
         await self.core.database.write()
@@ -168,6 +173,8 @@ async def machine(start: Start) -> AsyncIterator[Machine]:
         observe=lambda _call, _outcome: None,
     )
     cache = Cache(core, catalog, flights, cast("Any", upstream), Checks(database, contents.checks), lambda: 0)
+    cache.scrubber.stop()
+    cache.scrubber._thread = cast("Threads", _AtOnce())
     report = await recover(core, lost=contents.lost)
     yield Machine(core, cache, upstream, report)
     await cache.stop(PATIENCE)

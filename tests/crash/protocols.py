@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -14,11 +15,13 @@ import signal
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import structlog
 from modelcached.cache import admission
+from modelcached.config import ScrubSection
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
 from modelcached.transfer import flights, flushing, hashing
@@ -41,6 +44,10 @@ def set_up() -> None:
     hashing.BLOCK_BYTES = PART_BYTES  # a buffer of 4 MiB for each file would be most of the work
 
 
+async def _nothing(_: Machine) -> None:
+    """A start."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What is done from a state of the disk, and what must hold wherever it dies."""
@@ -60,6 +67,8 @@ class Protocol:
     """Gone when the protocol came to its end."""
     damaged: frozenset[str] = frozenset()
     """Digests that somebody else damaged: wrong or absent until they are repaired."""
+    first: Callable[[Machine], Awaitable[object]] = _nothing
+    """What is done after the kill before anything is asked for: a start cannot see bits that have rotted."""
     wants: tuple[Model, str] = (FIRST, "full")
     """What is asked for after the kill, and must come whole."""
 
@@ -76,8 +85,24 @@ async def _release(it: Machine) -> None:
     await it.release()
 
 
-async def _nothing(_: Machine) -> None:
-    """A start."""
+async def _scrub(it: Machine) -> None:
+    """Reads everything again, and mends what is bad to the end."""
+    it.core.config = it.core.config.model_copy(update={"scrub": ScrubSection(interval=timedelta(microseconds=1))})
+    await it.cache.scrubber.look()
+    await it.background()
+
+
+async def _scrub_and_ask_for_the_other(it: Machine) -> None:
+    await _scrub(it)
+    await it.ensure(OTHER, revision="release/1.0")  # what was doubted before the kill is looked at when it is asked for
+
+
+def _rot(layout: Layout) -> None:
+    """Other bytes in the blob itself, which looks as it did when it was hashed."""
+    path = layout.blob(FIRST.snapshot.repo_id, FIRST.digest("model.safetensors"))
+    status = os.stat(path)
+    Path(path).write_bytes(bytes(status.st_size))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _damage(layout: Layout) -> None:
@@ -128,24 +153,54 @@ PROTOCOLS = {
     "repair": Protocol(
         _ensure(FIRST), before=(_ensure(FIRST),), then=_damage, leaves=(FIRST,), damaged=frozenset({BAD})
     ),
+    "scrub of what nobody uses": Protocol(
+        _scrub,
+        before=(_ensure(FIRST), _release),
+        then=_rot,
+        leaves=(FIRST,),
+        damaged=frozenset({BAD}),
+        first=_scrub,
+    ),
+    "scrub of what is in use": Protocol(
+        _scrub,
+        before=(_ensure(FIRST), _ensure(OTHER, revision="release/1.0")),
+        then=_rot,
+        leaves=(FIRST, OTHER),
+        damaged=frozenset({BAD}),
+        first=_scrub_and_ask_for_the_other,
+    ),
 }
 
 
 # Directories
 
 
-def clone(source: str, target: str) -> None:
-    """The same state of the disk once more: blobs as further names of their inodes, for records know them by inode."""
+def clone(source: str, target: str, damaged: frozenset[str] = frozenset()) -> None:
+    """The same state of the disk once more: blobs as further names of their inodes, for records know them by inode.
+
+    But those that are ``damaged``, which are touched when that is seen, as inodes of their own.
+    """
+    own: dict[str, str] = {}
     for directory, folders, names in os.walk(source):
         there = os.path.join(target, os.path.relpath(directory, source))
         os.makedirs(there, exist_ok=True)
         os.chmod(there, stat.S_IMODE(os.stat(directory).st_mode))
         for name in (*names, *(folder for folder in folders if os.path.islink(os.path.join(directory, folder)))):
             one, other = os.path.join(directory, name), os.path.join(there, name)
-            if os.path.basename(directory) == "blobs" or name == "ballast":  # what is never written to again
+            is_blob = os.path.basename(directory) == "blobs"
+            if is_blob and name in own:
+                os.link(own[name], other)
+            elif (is_blob and name not in damaged) or name == "ballast":  # what is never written to again
                 os.link(one, other)
             else:
                 shutil.copy2(one, other, follow_symlinks=False)
+                if is_blob:
+                    own[name] = other
+    for record in Path(Layout(target).manifests).glob("*/*.json"):
+        said = json.loads(record.read_text()) if own else {"stamps": {}}
+        for name in said["stamps"].keys() & own.keys():
+            said["stamps"][name][0] = os.stat(own[name]).st_ino
+            record.write_text(json.dumps(said, separators=(",", ":")))
 
 
 # Processes
@@ -185,7 +240,7 @@ def _kill() -> None:
 
 def act(tell: Tell, name: str, source: str, cache_dir: str, at: int = 0) -> None:
     """Runs the protocol, its start included, and is killed just before call ``at``, or at rest behind the last."""
-    clone(source, cache_dir)
+    clone(source, cache_dir, PROTOCOLS[name].damaged)
     protocol = PROTOCOLS[name]
     asyncio.run(_act(Start(cache_dir, KillableDisk(Announcements(cache_dir, tell, at, _kill))), protocol.act))
 
@@ -200,7 +255,7 @@ async def _act(start: Start, work: Callable[[Machine], Awaitable[object]]) -> No
 def act_on_forgetful_disk(tell: Tell, name: str, source: str, work: str, at: int, way: str) -> None:
     """The same below ``work``/before; ``work``/cache becomes what a power loss at that moment leaves of it."""
     cache_dir = f"{work}/before"
-    clone(source, cache_dir)
+    clone(source, cache_dir, PROTOCOLS[name].damaged)
     protocol = PROTOCOLS[name]
     disk = ForgetfulDisk(cache_dir, f"{work}/graves")
 
@@ -286,7 +341,7 @@ def _look(it: Machine, damaged: frozenset[str], boot_id: str, used_bytes: int) -
     cache_dir = it.core.layout.cache_dir
     return [
         *truth.lies(cache_dir, damaged),
-        *truth.false_beliefs(it.core),
+        *truth.false_beliefs(it.core, damaged),
         *truth.misplaced_trust(cache_dir, boot_id),
         *truth.leaks(it.core),
         *truth.account(it.core, used_bytes),
@@ -323,6 +378,7 @@ def _forgotten(it: Machine, done_before: Mapping[str, tuple[int, int]]) -> Itera
 
 async def _ask_again(it: Machine, protocol: Protocol, boot_id: str) -> list[str]:
     """What is asked for comes whole, and what was finished is not fetched again."""
+    await protocol.first(it)
     model, profile = protocol.wants
     believed = {digest: size for digest, size in _kept(it, boot_id).items() if digest not in protocol.damaged}
     await it.ensure(model, profile)

@@ -88,6 +88,7 @@ def test_what_a_checkpoint_promises_outlives_a_power_loss(
         "eviction that moves a branch back",
         "eviction of a repository's last",
         "repair",
+        "scrub of what is in use",
     ],
 )
 def test_a_power_loss_before_any_call_leaves_nothing_that_lies(

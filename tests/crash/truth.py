@@ -172,8 +172,11 @@ def _strangers(core: Core) -> list[str]:
     return found
 
 
-def false_beliefs(core: Core) -> list[str]:
-    """I1: snapshots that would be answered from at once, and are not whole on the disk."""
+def false_beliefs(core: Core, damaged: frozenset[str]) -> list[str]:
+    """I1: snapshots that would be answered from at once, and are not whole on the disk.
+
+    ``damaged``: blobs that somebody else changed in a way that only reading them shows.
+    """
     found = []
     for snapshot in core.index.snapshots():
         if snapshot.state is not SnapshotState.READY:
@@ -182,6 +185,8 @@ def false_beliefs(core: Core) -> list[str]:
         model = BY_COMMIT[snapshot.id.commit]
         assert snapshot.record is not None
         for path in snapshot.record.paths:
+            if model.digest(path).hex in damaged:
+                continue
             if not (root / path).is_file() or (root / path).read_bytes() != model.contents[path]:
                 found.append(f"{snapshot.id} is believed whole, and {path} is not right")
     return found
