@@ -44,6 +44,7 @@ RELOADABLE = {
         "min_free",
         "high_watermark",
         "low_watermark",
+        "min_age",
         "partial_ttl",
         "prewarm",
         "prewarm_rate",
@@ -206,6 +207,9 @@ class CacheSection(_Section):
     """Share of the budget at which eviction in the background begins."""
     low_watermark: Share = 0.85
     """Share of the budget at which it stops."""
+    min_age: Duration = timedelta(0)
+    """What was asked for (not: was still in use) within this time goes for nobody else, whatever space is wanted;
+    `cachectl evict` takes it."""
     partial_ttl: Duration = timedelta(hours=24)
     """Unfinished data that nobody has asked for within this time is removed."""
     prewarm: bool = False

@@ -54,6 +54,15 @@ def refused(node: Node, name: str, *adapters: str) -> ModelCacheError:
     return caught.value
 
 
+def attempt(node: Node, name: str) -> str:
+    """The reason of a refusal; empty where there was none."""
+    try:
+        ensure(node, name)
+    except ModelCacheError as error:
+        return error.reason
+    return ""
+
+
 def cached(node: Node) -> set[str]:
     with node.client() as client:
         return {model.repo_id.removeprefix("org/") for model in client.list_models()}
@@ -121,6 +130,26 @@ def test_the_commit_that_a_branch_has_left_goes_before_what_is_unused_for_longer
     ensure(node, "newer")
     assert node.visible("org/moving") == [moved]
     assert cached(node) == {"other", "moving", "new", "newer"}
+
+
+def test_what_was_asked_for_of_late_goes_for_nobody_but_an_operator(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node(cache={**budget(2), "min_age": "1h"}).start()
+    publish(hub, "a", "b", "c")
+    for name in ("a", "b"):
+        ensure(node, name)
+    node.release_all()
+    error = refused(node, "c")
+    assert error.reason == "NO_SPACE_NOW"
+    assert "within the last 3600 s stays (cache.min_age)" in error.message
+    assert cached(node) == {"a", "b"}
+    with node.admin() as admin:
+        admin.evict([reference("org/b")], dry_run=False)
+    ensure(node, "b")
+    node.release_all()
+    node.settings["cache"]["min_age"] = "0s"
+    node.write_config()
+    node.wait_until(lambda: cached(node) == {"b", "c"} or not attempt(node, "c"), 10, "the configuration is read again")
+    assert cached(node) == {"b", "c"}
 
 
 def test_pinned_and_leased_models_are_passed_over(hub: Hub, make_node: Callable[..., Node]) -> None:

@@ -26,7 +26,7 @@ from modelcached.cache import eviction
 from modelcached.cache.admission import orphans, pinned_and_leased
 from modelcached.cache.core import Core
 from modelcached.cache.recovery import recover
-from modelcached.config import load
+from modelcached.config import Config, load
 from modelcached.ledger import database as state
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.leases import Lease, LeasedModel, LeaseKind
@@ -361,6 +361,7 @@ class World:
     index: Index
     use: UseLedger
     unremovable: dict[SnapshotId, float] = dataclasses.field(default_factory=dict)
+    config: Config = dataclasses.field(default_factory=Config)
 
     def refs(self) -> dict[RepoId, dict[Revision, Commit]]:
         return {repo_id: repo.refs for repo_id, repo in self.index.repos.items()}

@@ -340,6 +340,18 @@ def test_a_commit_is_superseded_when_its_branch_went_on_and_nobody_asked_for_it_
     assert not daemon.use.superseded(of(A), {REPO: {MAIN: B}}), "somebody asks for it by commit"
 
 
+def test_what_was_used_of_late_is_known_by_the_wall_clock(daemon: Daemon) -> None:
+    began = daemon.now[0]
+    daemon.touch(of(A))
+    for ledger in (daemon.use, daemon.restart()):
+        assert ledger.used_within(60)(of(A))
+        assert not ledger.used_within(0)(of(A))
+        assert not ledger.used_within(60)(of(B)), "nobody ever asked for it"
+    for later, young in ((59, True), (61, False), (-3600, False)):
+        daemon.now[0] = began + later
+        assert daemon.use.used_within(60)(of(A)) is young
+
+
 def test_what_a_branch_has_left_behind_goes_before_what_is_unused_for_longer(daemon: Daemon) -> None:
     use, refs = daemon.use, {REPO: {MAIN: B}, OTHER: {MAIN: C}}
     use.named(OTHER, MAIN, C)

@@ -171,6 +171,8 @@ def refusal(core: Core, wanted: Amount, disk: Filesystem, evictable: Amount, hol
             "min_free_inodes": limits.min_free_inodes,
             "evictable_inodes": evictable.inodes,
         }
+    if min_age := core.config.cache.min_age.total_seconds():
+        text += f"; what was asked for within the last {min_age:g} s stays (cache.min_age)"
     return NoRoomError(Reason.NO_SPACE_NOW, text, metadata=metadata)
 
 

@@ -43,9 +43,12 @@ def protections(core: Core, snapshot: Snapshot) -> list[Protection]:
 def evictable(core: Core) -> Iterator[Snapshot]:
     """What may go now, in the order in which it goes. Each is judged when it is reached: most never are."""
     refs, now = core.refs(), time.monotonic()
+    is_young = core.use.used_within(core.config.cache.min_age.total_seconds())
     there = {s.id: s for s in core.index.snapshots() if s.state is not SnapshotState.CONDEMNED}
     for snapshot_id in core.use.eviction_order(there, refs):
-        if core.unremovable.get(snapshot_id, now) <= now and not core.use.protected(snapshot_id, refs):
+        if core.unremovable.get(snapshot_id, now) > now or is_young(snapshot_id):
+            continue
+        if not core.use.protected(snapshot_id, refs):
             yield there[snapshot_id]
 
 

@@ -153,6 +153,16 @@ class UseLedger:
             snapshots, key=lambda snapshot: (usage.tick if (usage := self.usage.get(snapshot)) else 0, snapshot)
         )
 
+    def used_within(self, seconds: float) -> Callable[[SnapshotId], bool]:
+        """Whether a snapshot was asked for within that time. By the wall clock; a use in its future is none of late."""
+        now = self._clock.wall()
+
+        def is_young(snapshot: SnapshotId) -> bool:
+            usage = self.usage.get(snapshot)
+            return usage is not None and 0 <= now - usage.used_at < seconds
+
+        return is_young
+
     def eviction_order(self, snapshots: Iterable[SnapshotId], refs: Refs) -> list[SnapshotId]:
         """What a branch has left behind, then the rest; each part least recently used first."""
         in_order = self.order(snapshots)
