@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -312,6 +313,21 @@ def test_the_process_that_reads_hub_finds_what_we_find(tmp_path: Path, monkeypat
     for size in (0, 5, len(told.getvalue()) // 2, len(told.getvalue()) - 1):
         cut = Walker(layout, folders, io.BytesIO(told.getvalue()[:size]))
         assert {folder: counted(cut.found(folder, {})) for folder in folders} == alone
+
+
+def test_a_machine_that_gives_no_thread_reads_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = fill(tmp_path / "cache", FILLING)
+    monkeypatch.setattr(walker, "LEAST_FOLDERS", 1)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    folder = repo_folder(repo_ids(FILLING)[0])
+    with Walker.begin(layout, [folder]) as alone:
+        found = alone.found(folder, {})
+    assert found is not None
+    assert len(found.snapshots) == 2
 
 
 def scanned(layout: Layout, repo_id: RepoId) -> FoundRepo:
