@@ -32,6 +32,8 @@ LEAST_FOLDERS = 100
 """Fewer are read before another process has begun."""
 _PIPE_BYTES = 1 << 20
 """As much as a pipe may hold: about a hundred repositories."""
+_CHUNKS = 4
+"""As many are taken ahead of who asks: what is not believed yet takes memory."""
 _SIZE_BYTES = 8
 """Before each answer, little-endian: marshal reads a stream byte by byte."""
 _PR_SET_PDEATHSIG = 1
@@ -46,7 +48,7 @@ class Walker:
         """In their order."""
         self._layout = layout
         self._process: subprocess.Popen[bytes] | None = None
-        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._chunks: queue.Queue[bytes] = queue.Queue(_CHUNKS)
         self._answers = bytearray()
         self._told = source is not None
         if source is not None:
@@ -79,9 +81,12 @@ class Walker:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            self._reader.join()
+            while self._reader.is_alive():  # it may wait for room
+                with contextlib.suppress(queue.Empty):
+                    self._chunks.get_nowait()
+                self._reader.join(0.001)
             _end(process)
-            self._chunks, self._answers = queue.SimpleQueue(), bytearray()
+            self._chunks, self._answers = queue.Queue(_CHUNKS), bytearray()
             self._told = False
 
     def found(self, folder: str, known: Mapping[str, Digest]) -> FoundRepo | None:
