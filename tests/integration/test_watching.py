@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,12 @@ def follows(node: Node, condition: Callable[[], object], what: str) -> None:
     )
 
 
+def all_of_it_is_found(node: Node, model: Mapping[str, object]) -> None:
+    """A look may come while it is being downloaded: the next finds the rest."""
+    blobs = len(set(model.values()))
+    follows(node, lambda: node.metric("modelcached_drift_total", kind="blob_found") == blobs, "all of it")
+
+
 def ready_node(make_node: Callable[..., Node], wrapper: list[str], polls: str, **settings: Any) -> Node:
     """A node that serves, and knows how it watches."""
     node = make_node(**settings)
@@ -126,9 +132,8 @@ def test_what_somebody_downloads_is_listed_and_hashed_before_it_is_served(
     fill(hub, node, "org/theirs")
     name = f"org/theirs@{commit}"
     follows(node, lambda: states(node) == {name: "unverified"}, "their download")
+    all_of_it_is_found(node, model)
     assert node.models()[name]["revisions"] == ["main"]
-    # A look may come while it is being downloaded: the rest is found by the next.
-    follows(node, lambda: drifts(node).get("blob_found") == len(set(model.values())), "all of it")
     assert drifts(node)["snapshot_found"] == drifts(node)["ref_found"] == 1
     hub.reset_counters()
     (ready,) = node.ensure("org/theirs", "--profile", "full")
@@ -138,9 +143,11 @@ def test_what_somebody_downloads_is_listed_and_hashed_before_it_is_served(
 
 
 def test_a_download_into_the_librarys_shared_store_is_found(hub: Hub, node: Node) -> None:
-    commit = hub.create_repo("org/theirs").commit(tiny_llama(), xet=True)
+    model = tiny_llama()
+    commit = hub.create_repo("org/theirs").commit(model, xet=True)
     fill(hub, node, "org/theirs", shared=True)
     follows(node, lambda: states(node) == {f"org/theirs@{commit}": "unverified"}, "their download")
+    all_of_it_is_found(node, model)
     (ready,) = node.ensure("org/theirs")
     assert ready["bytes_fetched"] == 0
     node.assert_disk_truth()
