@@ -44,6 +44,7 @@ RELOADABLE = {
         "min_free",
         "high_watermark",
         "low_watermark",
+        "evict_rate",
         "min_age",
         "partial_ttl",
         "prewarm",
@@ -207,6 +208,9 @@ class CacheSection(_Section):
     """Share of the budget at which eviction in the background begins."""
     low_watermark: Share = 0.85
     """Share of the budget at which it stops."""
+    evict_rate: ByteRate = 1_000_000_000
+    """Bytes a second that are removed in the background, a file at a time, for the sake of others on the filesystem;
+    as long as no request waits, and it is not short of space itself. 0 is no limit."""
     min_age: Duration = timedelta(0)
     """What was asked for (not: was still in use) within this time goes for nobody else, whatever space is wanted;
     `cachectl evict` takes it."""

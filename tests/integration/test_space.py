@@ -198,6 +198,31 @@ def test_a_model_that_a_request_is_about_to_use_is_passed_over(hub: Hub, make_no
     assert cached(node) == {"other"}
 
 
+def test_what_the_watermarks_evict_takes_its_time_until_somebody_needs_room(
+    hub: Hub, make_node: Callable[..., Node]
+) -> None:
+    publish(hub, "m1", "m2", "m3", "m4")
+    node = make_node(cache={**budget(4), "high_watermark": "60%", "low_watermark": "40%", "evict_rate": "1B"})
+    node.start()
+    for name in ("m1", "m2"):
+        ensure(node, name)
+    blobs = node.hub_dir / "models--org--m1" / "blobs"
+    assert len(os.listdir(blobs)) == 2
+    ensure(node, "m3")
+    node.release_all()
+    node.wait_until(lambda: len(os.listdir(blobs)) == 1, 30, "its first file to go")
+    assert "m1" not in cached(node)
+    turns = node.metric("modelcached_upkeep_runs_total", loop="watermarks")
+    node.wait_until(
+        lambda: node.metric("modelcached_upkeep_runs_total", loop="watermarks") > turns + 1, 30, "two looks"
+    )
+    assert len(os.listdir(blobs)) == 1
+    ensure(node, "m4")
+    node.wait_until(lambda: not blobs.parent.exists(), 30, "all of it to go")
+    assert {"m3", "m4"} <= cached(node)
+    node.assert_disk_truth()
+
+
 def test_a_model_larger_than_the_budget_is_refused_before_its_first_byte(
     hub: Hub, make_node: Callable[..., Node]
 ) -> None:

@@ -74,7 +74,7 @@ async def admit(
     Raises CacheError OVER_BUDGET, or NoRoomError, naming need, free, pinned, leased and in flight.
     """
     failed: CacheError | None = None
-    async with core.admission:
+    async with core.in_line():
         while True:
             disk = await core.filesystem()
             await look()
@@ -89,11 +89,11 @@ async def admit(
             check_ever_fits(core, whole_bytes, holder)
             if await drop_leftovers(core, shortfall, expired_only=True):
                 continue
+            if core.evictions:  # what is going anyway may be enough
+                await core.until_evicted(core.evictions.values())
+                continue
             victims, freed = eviction.plan(core, shortfall, background.evictable(core) if modestly else None)
             if not freed.covers(shortfall):
-                if core.evictions:
-                    await asyncio.wait(core.evictions.values())
-                    continue
                 if core.unremovable and failed is None:
                     core.unremovable.clear()  # the disk may take again what it refused to an earlier request
                     continue
@@ -104,7 +104,7 @@ async def admit(
                 if enough and await drop_leftovers(core, shortfall - freed, expired_only=False):
                     continue
                 raise failed or refusal(core, wanted, disk, freed, holder)
-            ends = await eviction.finished(eviction.condemn(core, [victim.id for victim in victims], "space"))
+            ends = await core.until_evicted(eviction.condemn(core, [victim.id for victim in victims], "space"))
             failures = [end for end in ends if isinstance(end, CacheError)]
             if failures and len(failures) == len(ends) and _is_the_disks(failures[0]):
                 raise failures[0]  # every other victim would only fail as well
@@ -272,7 +272,7 @@ async def _drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bo
     for repo_id, digest in orphans(core):
         if enough():
             break
-        if not await _drop_orphan(core, repo_id, digest, horizon):
+        if not await drop_orphan(core, repo_id, digest, horizon):
             continue
         dropped += 1
         await eviction.remove_if_bare(core, repo_id)
@@ -280,9 +280,9 @@ async def _drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bo
     return dropped > 0
 
 
-async def _drop_orphan(core: Core, repo_id: RepoId, digest: Digest, horizon: float) -> bool:
+async def drop_orphan(core: Core, repo_id: RepoId, digest: Digest, horizon: float) -> bool:
     """Whether it went. Whoever asks for it from now on waits until it has, or finds it."""
-    async with core.removing(repo_id):
+    async with core.taking_from(repo_id):
         blob = core.index.blob(repo_id, digest)
         if blob is None or blob.stamp.mtime_ns / 1e9 >= horizon or (repo_id, digest) not in orphans(core):
             return False

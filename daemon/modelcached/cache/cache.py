@@ -210,7 +210,7 @@ class Cache:
         planned = eviction.plan_of(self.core, there)
         if dry_run:
             return [Evicted(victim.id, victim.freed_bytes) for victim in planned]
-        freed = await eviction.finished(eviction.condemn(self.core, there, "operator"))
+        freed = await self.core.until_evicted(eviction.condemn(self.core, there, "operator"))
         for snapshot in there:
             self._catalog.expire(snapshot.repo_id)
         evicted = []
@@ -277,6 +277,6 @@ class Cache:
         self.scrubber.stop()
         await self._prewarmer.stop()
         await self._assemblies.stop(patience)
-        await eviction.finished(list(self.core.evictions.values()))
+        await self.core.until_evicted(self.core.evictions.values())
         for scope in list(self._under_way):
             scope.reschedule(asyncio.get_running_loop().time())

@@ -7,12 +7,13 @@ import contextlib
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
 
 from modelcached.cache.locks import Locks
+from modelcached.cache.pacer import Pacer
 from modelcached.cache.requests import Listed
 from modelcached.cache.room import Room
 from modelcached.cache.turns import Turns
@@ -74,7 +75,9 @@ class Core:
     unremovable: dict[SnapshotId, float] = field(default_factory=dict)
     """Could not be evicted, and until when (monotonic) others are chosen for it."""
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """The line for space: first come, first served."""
+    """The line for space: first come, first served. Entered by ``in_line``."""
+    pacer: Pacer = field(init=False)
+    """How fast evictions go on that nobody waits for."""
     rescues: int = 0
     """How often room was made for what met a full disk."""
     room: Room = field(default_factory=Room)
@@ -98,7 +101,8 @@ class Core:
     landing: Counter[RepoId] = field(default_factory=Counter)
     """Flights that publish there: whoever waits for one may have asked for another repository."""
     removing: Locks[RepoId] = field(default_factory=Locks)
-    """One at a time takes something out of a repository: the last to go takes the directories with it."""
+    """One at a time takes something out of a repository: the last to go takes the directories with it. An eviction
+    may pause in it; others enter by ``taking_from``."""
     partials: PartialStore = field(init=False)
     manifests: ManifestStore = field(init=False)
     snapshots: SnapshotStore = field(init=False)
@@ -108,6 +112,7 @@ class Core:
         """The stores share the disk's seam and the layout; the limits are those of the settings in force."""
         self.space.freed = self.use.freed = self.room.tell
         self.turns = Turns(lambda: self.config.transfer.models)
+        self.pacer = Pacer(lambda: self.config.cache.evict_rate)
         self.partials = PartialStore(self.disk, self.layout, self.clock.boot_id)
         self.manifests = ManifestStore(self.disk, self.layout)
         self.snapshots = SnapshotStore(self.disk, self.layout)
@@ -258,11 +263,35 @@ class Core:
 
     # Order
 
+    @contextlib.asynccontextmanager
+    async def in_line(self) -> AsyncIterator[None]:
+        """Holds the line for space. No eviction pauses while somebody is in it."""
+        with self.pacer.hurried():
+            async with self.admission:
+                yield
+
+    @contextlib.asynccontextmanager
+    async def taking_from(self, repo_id: RepoId) -> AsyncIterator[None]:
+        """Nobody else takes anything out of the repository; an eviction that does is waited for, and hurries."""
+        with contextlib.ExitStack() as waiting:
+            waiting.enter_context(self.pacer.hurried())
+            async with self.removing(repo_id):
+                waiting.close()
+                yield
+
+    async def until_evicted(self, evictions: Iterable[asyncio.Task[int]]) -> list[int | BaseException]:
+        """What each freed, or why it failed. Who gives up waiting ends none of them."""
+        tasks = list(evictions)
+        if tasks:
+            with self.pacer.hurried():
+                await asyncio.wait(tasks)
+        return [task.exception() or task.result() for task in tasks]
+
     async def settled(self, repo_id: RepoId) -> None:
         """Until nothing of the repository is being removed: what is unlinked must not be published meanwhile."""
         while running := [task for snapshot, task in self.evictions.items() if snapshot.repo_id == repo_id]:
-            await asyncio.wait(running)
-        async with self.removing(repo_id):
+            await self.until_evicted(running)
+        async with self.taking_from(repo_id):
             return
 
     async def point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:

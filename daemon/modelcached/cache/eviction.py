@@ -22,7 +22,7 @@ from modelcached.events import SnapshotEvicted
 from modelcached.ledger.space import Amount
 from modelcached.ledger.use import Protection
 from modelcached.ledger.victims import Books, Candidate, Name, Shares, Victim, choose
-from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId
+from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, repo_folder
 from modelcached.store.index import Blob, Snapshot, SnapshotState
 from modelcached.store.measure import measure
 
@@ -98,15 +98,16 @@ def check(core: Core, ids: Iterable[SnapshotId]) -> list[Snapshot]:
     return found
 
 
-def condemn(core: Core, ids: Iterable[SnapshotId], reason: str) -> list[asyncio.Task[int]]:
-    """Checks all and condemns all in one step of the event loop (invariant 3), or refuses with IN_USE."""
+def condemn(core: Core, ids: Iterable[SnapshotId], reason: str, *, leisurely: bool = False) -> list[asyncio.Task[int]]:
+    """Checks all and condemns all in one step of the event loop (invariant 3), or refuses with IN_USE.
+
+    ``leisurely``: nobody waits for it, so that it pauses between files as the pacer says.
+    """
     tasks = []
     for snapshot in check(core, ids):
-        removal = _Removal(core, snapshot, reason)
+        removal = _Removal(core, snapshot, reason, leisurely=leisurely)
         removal.condemn()
-        task = asyncio.create_task(removal.run(), name=f"evict {snapshot.id}")
-        core.evictions[snapshot.id] = task
-        tasks.append(task)
+        tasks.append(_begin(core, removal, f"evict {snapshot.id}"))
     return tasks
 
 
@@ -115,17 +116,14 @@ def withdraw(core: Core, snapshot: Snapshot) -> asyncio.Task[int]:
 
     The caller has seen, in this step of the event loop, that nothing protects it.
     """
-    removal = _Removal(core, snapshot, "bad")
     snapshot.state = SnapshotState.CONDEMNED
-    core.evictions[snapshot.id] = task = asyncio.create_task(removal.run(), name=f"withdraw {snapshot.id}")
+    return _begin(core, _Removal(core, snapshot, "bad"), f"withdraw {snapshot.id}")
+
+
+def _begin(core: Core, removal: _Removal, name: str) -> asyncio.Task[int]:
+    core.evictions[removal.snapshot.id] = task = asyncio.create_task(removal.run(), name=name)
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # it has told of it, if nobody asks
     return task
-
-
-async def finished(tasks: list[asyncio.Task[int]]) -> list[int | BaseException]:
-    """What each eviction freed, or why it failed. Cancelling the wait must not end a removal half-way."""
-    if tasks:
-        await asyncio.wait(tasks)
-    return [task.exception() or task.result() for task in tasks]
 
 
 async def remove_if_bare(core: Core, repo_id: RepoId) -> None:
@@ -139,7 +137,7 @@ async def remove_if_bare(core: Core, repo_id: RepoId) -> None:
         core.check_hub_on_disk()
         return core.snapshots.remove_empty_repo(repo_id)
 
-    async with core.removing(repo_id):
+    async with core.taking_from(repo_id):
         if not _is_bare(core, repo_id):
             return
         core.index.repos.pop(repo_id, None)
@@ -161,10 +159,11 @@ def _is_bare(core: Core, repo_id: RepoId) -> bool:
 class _Removal:
     """One snapshot on its way off the disk. A step that fails leaves it as whole as it then is, and known."""
 
-    def __init__(self, core: Core, snapshot: Snapshot, reason: str) -> None:
+    def __init__(self, core: Core, snapshot: Snapshot, reason: str, *, leisurely: bool = False) -> None:
         self._core = core
-        self._snapshot = snapshot
+        self.snapshot = snapshot
         self._reason = reason
+        self._leisurely = leisurely
         self._was = snapshot.state
         self._blobs: dict[Digest, Blob] = {}
 
@@ -173,7 +172,7 @@ class _Removal:
 
         What a request under way will link to stays, though its snapshot goes.
         """
-        core, snapshot = self._core, self._snapshot
+        core, snapshot = self._core, self.snapshot
         repo_id = snapshot.id.repo_id
         snapshot.state = SnapshotState.CONDEMNED
         for digest in sorted(snapshot.digests):
@@ -184,7 +183,7 @@ class _Removal:
 
     async def run(self) -> int:
         """How much du lost. Raises CacheError(STORAGE_ERROR)."""
-        core, snapshot = self._core, self._snapshot
+        core, snapshot = self._core, self.snapshot
         try:
             async with core.removing(snapshot.id.repo_id):
                 freed = await self._withdraw()
@@ -209,7 +208,7 @@ class _Removal:
 
     async def _withdraw(self) -> int:
         """Out of readers' sight. Where that fails it is still there for them, and may be served and evicted anew."""
-        core, snapshot = self._core, self._snapshot
+        core, snapshot = self._core, self.snapshot
         repo = core.index.repo(snapshot.id.repo_id)
         moves = {revision: _successor(core, snapshot, revision) for revision in core.index.revisions(snapshot.id)}
         try:
@@ -233,21 +232,39 @@ class _Removal:
 
     async def _clean_up(self) -> int:
         """What nobody sees any more. A blob that cannot be unlinked is one without a snapshot: tried again as such."""
-        core, repo_id = self._core, self._snapshot.id.repo_id
+        core, repo_id = self._core, self.snapshot.id.repo_id
         # What is under way needs its directories.
         last = not core.use.holds_in(repo_id) and repo_id not in core.landing
         for digest in list(self._blobs):
             # One that was condemned before it could not be withdrawn, and is there again with the blobs that both had.
-            if core.index.needed(repo_id, digest, without=self._snapshot.id):
+            if core.index.needed(repo_id, digest, without=self.snapshot.id):
                 core.index.add_link(repo_id, digest, self._blobs.pop(digest))
         try:
-            return await core.pools.on_disk(_clean_disk, core, self._snapshot.id, self._blobs, self._trashed, last=last)
+            freed = await self._remove_blobs_leisurely() if self._leisurely else 0
+            return freed + await core.pools.on_disk(
+                _clean_disk, core, self.snapshot.id, self._blobs, self._trashed, last=last
+            )
         finally:
             for digest, blob in self._blobs.items():
                 core.index.add_link(repo_id, digest, blob)
             if _is_bare(core, repo_id):
                 core.index.repos.pop(repo_id, None)
             await core.measure_after(repo_id)
+
+    async def _remove_blobs_leisurely(self) -> int:
+        """What du lost. What cannot be removed is left, to fail with all else that is to be cleaned up."""
+        core, repo_id = self._core, self.snapshot.id.repo_id
+        freed = 0
+        for digest in list(self._blobs):
+            try:
+                size = await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
+            except (OSError, CacheError):
+                break
+            del self._blobs[digest]
+            freed += size
+            await core.measure("trash", repo_folder(repo_id))
+            await core.pacer.pause(size)
+        return freed
 
 
 def _successor(core: Core, snapshot: Snapshot, revision: Revision) -> Commit | None:

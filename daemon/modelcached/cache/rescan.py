@@ -133,7 +133,7 @@ class Rescan:
         suspected = self._suspected.pop(repo_id, set())
         if self._busy(repo_id):
             return Look(again=True)
-        async with core.removing(repo_id):
+        async with core.taking_from(repo_id):
             before = _Belief.of(core.index.repos.get(repo_id, Repo()))
             try:
                 seen = await core.pools.on_disk(_see, core, repo_id, before)

@@ -22,12 +22,17 @@ async def make_room(core: Core, wanted_bytes: int) -> bool:
     Whoever failed beside it at the same time shares what it made.
     """
     before = core.rescues
-    async with core.admission:
+    async with core.in_line():
         if core.rescues != before:
             return True
         disk, wanted = await core.filesystem(), Amount(wanted_bytes)
         if disk.free_inodes is not None and disk.free_inodes < SET_ASIDE_INODES:
             wanted = Amount(0, SET_ASIDE_INODES)  # of those there are too few: bytes are none of its troubles
+        if core.evictions:
+            ends = await core.until_evicted(core.evictions.values())
+            if any(isinstance(end, int) for end in ends):
+                core.rescues += 1
+                return True
         if not await drop_leftovers(core, wanted, expired_only=True):
             victims, frees = eviction.plan(core, wanted)
             log.warning(
@@ -37,7 +42,7 @@ async def make_room(core: Core, wanted_bytes: int) -> bool:
                 frees_bytes=frees.size_bytes,
                 models=[str(victim.id) for victim in victims],
             )
-            ends = await eviction.finished(eviction.condemn(core, [victim.id for victim in victims], "full"))
+            ends = await core.until_evicted(eviction.condemn(core, [victim.id for victim in victims], "full"))
             if not any(isinstance(end, int) for end in ends):
                 return False
         core.rescues += 1

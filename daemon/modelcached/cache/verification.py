@@ -120,10 +120,10 @@ async def condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
             f"{', '.join(kept)} is in use and its blob {digest.hex[:12]} went bad on the disk: "
             "it is being fetched again; restart its readers when this has gone",
         )
-    for end in await eviction.finished([eviction.withdraw(core, snapshot) for snapshot in unused]):
+    for end in await core.until_evicted([eviction.withdraw(core, snapshot) for snapshot in unused]):
         if isinstance(end, BaseException):
             log.error("snapshot with a bad blob could not be withdrawn", why=str(end))
-    async with core.removing(repo_id):
+    async with core.taking_from(repo_id):
         needed = any(digest in snapshot.digests for snapshot in repo.snapshots.values())
         if not needed and not core.use.holds(Name(repo_id, digest)) and core.index.blob(repo_id, digest) is blob:
             core.index.drop_link(repo_id, digest)

@@ -58,7 +58,7 @@ class Wanting:
         answer = await self._catalog.resolve(model.repo_id, model.revision, token, cached)
         snapshot = SnapshotId(model.repo_id, answer.commit)
         while (eviction_task := self._core.evictions.get(snapshot)) is not None:
-            await asyncio.wait({eviction_task})
+            await self._core.until_evicted([eviction_task])
         known = self._core.index.snapshot(snapshot)
         record = known.record if known is not None else None
         if record is None:

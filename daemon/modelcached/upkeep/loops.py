@@ -11,7 +11,7 @@ import structlog
 
 from modelcached.cache import Cache, Core
 from modelcached.cache.admission import drop_leftovers
-from modelcached.cache.eviction import condemn, finished, plan
+from modelcached.cache.eviction import condemn, plan
 from modelcached.events import Observer, UpkeepRan
 from modelcached.ledger.leases import LeaseKind, PodWitness
 from modelcached.ledger.space import NOTHING, Amount
@@ -124,7 +124,7 @@ async def sweep_leftovers(core: Core) -> None:
     """Removes unfinished data that nobody has asked for within ``partial_ttl``."""
     if core.hub_trouble:
         return
-    async with core.admission:
+    async with core.in_line():
         await drop_leftovers(core, None, expired_only=True)
     await core.pools.on_disk(core.ballast.fill)  # an earlier full disk may have cost it
     await core.measure("private")
@@ -154,19 +154,20 @@ async def keep_watermarks(core: Core) -> None:
         )
     else:
         core.degraded.pop(topic, None)
+    core.pacer.set_urgent(short > 0 or short_inodes > 0)
     lacking = Amount(max(wanted, short, 0), short_inodes)
-    if NOTHING.covers(lacking) or core.admission.locked() or core.hub_trouble:
+    # Who is in line evicts for itself, and what is going already may be enough.
+    if NOTHING.covers(lacking) or core.admission.locked() or core.evictions or core.hub_trouble:
         return
-    async with core.admission:
-        victims, freed = plan(core, lacking)
-        if freed.inodes < lacking.inodes:  # a model has few: all of them would go, and help nobody
-            victims, freed = plan(core, replace(lacking, inodes=0))
-        if victims:
-            log.info(
-                "evicting in the background",
-                wanted_bytes=lacking.size_bytes,
-                wanted_inodes=lacking.inodes,
-                frees_bytes=freed.size_bytes,
-                models=len(victims),
-            )
-            await finished(condemn(core, [victim.id for victim in victims], "watermark"))
+    victims, freed = plan(core, lacking)
+    if freed.inodes < lacking.inodes:  # a model has few: all of them would go, and help nobody
+        victims, freed = plan(core, replace(lacking, inodes=0))
+    if victims:
+        log.info(
+            "evicting in the background",
+            wanted_bytes=lacking.size_bytes,
+            wanted_inodes=lacking.inodes,
+            frees_bytes=freed.size_bytes,
+            models=len(victims),
+        )
+        condemn(core, [victim.id for victim in victims], "watermark", leisurely=True)
