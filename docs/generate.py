@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import json
+import runpy
 import sys
 import textwrap
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+from modelcache.cachectl.commands import cli
 from modelcache.reasons import TABLE
 from modelcached.config import RELOADABLE, Config
 
@@ -68,7 +72,19 @@ def configuration() -> str:
     return "\n".join(parts) + "\n"
 
 
-PAGES = {"errors.md": errors, "configuration.md": configuration}
+def commands() -> str:
+    """Each verb's help, and an example of its JSON."""
+    samples = runpy.run_path(str(HERE / "samples.py"))["JSON"]
+    parts = []
+    for name in sorted(cli.commands):
+        shown = CliRunner().invoke(cli, [name, "--help"], prog_name="cachectl", terminal_width=80)
+        parts.append(f"\n## `cachectl {name}`\n\n```text\n{shown.output.rstrip()}\n```\n")
+        if name in samples:
+            parts.append(f"\n`--json`:\n\n```json\n{json.dumps(samples[name](), indent=2)}\n```\n")
+    return "".join(parts)
+
+
+PAGES = {"errors.md": errors, "configuration.md": configuration, "cachectl.md": commands}
 
 
 def rendered(page: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
 from typing import Self
 
-from modelcache.client import Client, answer
+from modelcache.client import Client, Stream, answer
 from modelcache.connection import admin_address, open_channel
 from modelcache.v1 import admin_pb2, admin_pb2_grpc, common_pb2
 
@@ -13,6 +14,8 @@ _PAGE_SIZE = 500
 
 PLAN_SECONDS = 120.0
 """The Hub is asked for each model."""
+VerifyEvent = admin_pb2.VerifyProgress | admin_pb2.VerifyDone
+
 EVICT_SECONDS = 600.0
 """Unlinking 140 GB takes ext4 some seconds; a disk that is busy, minutes."""
 
@@ -41,9 +44,62 @@ class Admin:
         """The disk's truth at this moment."""
         return answer(self._stub.GetStatus, admin_pb2.GetStatusRequest()).status
 
-    def evict(self, models: Iterable[common_pb2.ModelReference], *, dry_run: bool) -> admin_pb2.EvictModelsResponse:
-        """What went, or would go. Raises IN_USE, and then nothing went."""
-        request = admin_pb2.EvictModelsRequest(models=models, dry_run=dry_run)
+    def watch(self, interval: timedelta) -> Stream[admin_pb2.CacheStatus]:
+        """The same, again and again; at least 100 ms between two."""
+        request = admin_pb2.WatchStatusRequest()
+        request.interval.FromTimedelta(interval)
+        return Stream(self._stub.WatchStatus(request), lambda response: response.status)
+
+    def describe(self, model: common_pb2.ModelReference) -> admin_pb2.DescribeModelResponse:
+        """One cached snapshot down to its files. Raises MODEL_NOT_CACHED."""
+        return answer(self._stub.DescribeModel, admin_pb2.DescribeModelRequest(model=model))
+
+    def events(
+        self,
+        repo_id: str = "",
+        kinds: Iterable[admin_pb2.EventKind.ValueType] = (),
+        since: datetime | None = None,
+        page_size: int = _PAGE_SIZE,
+    ) -> Iterator[admin_pb2.Event]:
+        """The history, page after page, newest first. ``since`` is an aware moment."""
+        request = admin_pb2.ListEventsRequest(page_size=page_size, repo_id=repo_id, kinds=kinds)
+        if since is not None:
+            request.since.FromDatetime(since)
+        while True:
+            page = answer(self._stub.ListEvents, request)
+            yield from page.events
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
+
+    def verify(self, models: Iterable[common_pb2.ModelReference], *, repair: bool) -> Stream[VerifyEvent]:
+        """Reads cached files again, all where no model is named: VerifyProgress again and again, then VerifyDone."""
+        request = admin_pb2.VerifyModelsRequest(models=models, repair=repair)
+        return Stream(self._stub.VerifyModels(request), _verify_event)
+
+    def garbage(
+        self, kinds: Iterable[admin_pb2.GarbageKind.ValueType] = (), *, remove: bool
+    ) -> admin_pb2.CollectGarbageResponse:
+        """What lies in the cache beside models, or with ``remove`` what of it went."""
+        request = admin_pb2.CollectGarbageRequest(kinds=kinds, remove=remove)
+        return answer(self._stub.CollectGarbage, request, EVICT_SECONDS)
+
+    def config(self) -> admin_pb2.GetConfigResponse:
+        """The settings in force."""
+        return answer(self._stub.GetConfig, admin_pb2.GetConfigRequest())
+
+    def evict(
+        self,
+        models: Iterable[common_pb2.ModelReference] = (),
+        *,
+        dry_run: bool,
+        rule: admin_pb2.EvictionRule | None = None,
+    ) -> admin_pb2.EvictModelsResponse:
+        """What went, or would go; of the models named, or of those that nothing keeps and a rule means.
+
+        Raises IN_USE, and then nothing went.
+        """
+        request = admin_pb2.EvictModelsRequest(models=models, dry_run=dry_run, rule=rule)
         return answer(self._stub.EvictModels, request, EVICT_SECONDS)
 
     def plan(self, models: Iterable[common_pb2.ModelReference]) -> admin_pb2.PlanModelsResponse:
@@ -77,3 +133,7 @@ class Admin:
         """Ends leases by id, on a repository, or all recovered ones; returns the ids of those ended."""
         request = admin_pb2.ReleaseLeasesRequest(lease_ids=lease_ids, repo_id=repo_id, recovered=recovered)
         return list(answer(self._stub.ReleaseLeases, request).lease_ids)
+
+
+def _verify_event(response: admin_pb2.VerifyModelsResponse) -> VerifyEvent:
+    return response.done if response.WhichOneof("event") == "done" else response.progress

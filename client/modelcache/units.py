@@ -10,6 +10,12 @@ from datetime import UTC, datetime, timedelta
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])\s*")
+_UNIT_BYTES = {"B": 1} | {
+    f"{prefix}{suffix}B": base**power
+    for power, prefix in enumerate("kMGT", 1)
+    for base, suffix in ((1000, ""), (1024, "i"))
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?B)", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
@@ -28,6 +34,15 @@ def parse_duration(text: str) -> timedelta:
         return timedelta(seconds=seconds)
     except OverflowError:
         raise ValueError(f"{text!r} is too long for a duration") from None
+
+
+def parse_size(text: str) -> int:
+    """The bytes in ``"200GB"``, ``"1.5TB"`` or ``"64MiB"``. Raises ValueError that names the text."""
+    units = {unit.lower(): size for unit, size in _UNIT_BYTES.items()}
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2].lower() not in units:
+        raise ValueError(f"{text!r} is not a size: write a number with a unit, such as 200GB or 64MiB")
+    return int(float(match[1]) * units[match[2].lower()])
 
 
 def format_duration(duration: timedelta) -> str:

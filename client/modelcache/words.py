@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelcache.v1 import common_pb2
+from modelcache.v1 import admin_pb2, common_pb2
 
 UNKNOWN = "unknown"
 """A value that a newer daemon sends and this client has no word for."""
@@ -23,6 +23,49 @@ _MODEL_STATES: dict[int, str] = {
     common_pb2.MODEL_STATE_UNVERIFIED: "unverified",
     common_pb2.MODEL_STATE_CONDEMNED: "condemned",
 }
+
+
+EVENT_KINDS: dict[str, admin_pb2.EventKind.ValueType] = {
+    "started": admin_pb2.EVENT_KIND_STARTED,
+    "asked": admin_pb2.EVENT_KIND_ASKED,
+    "refused": admin_pb2.EVENT_KIND_REFUSED,
+    "fetched": admin_pb2.EVENT_KIND_FETCHED,
+    "evicted": admin_pb2.EVENT_KIND_EVICTED,
+    "damaged": admin_pb2.EVENT_KIND_DAMAGED,
+    "drifted": admin_pb2.EVENT_KIND_DRIFTED,
+    "pinned": admin_pb2.EVENT_KIND_PINNED,
+    "unpinned": admin_pb2.EVENT_KIND_UNPINNED,
+    "released": admin_pb2.EVENT_KIND_RELEASED,
+    "cancelled": admin_pb2.EVENT_KIND_CANCELLED,
+}
+GARBAGE_KINDS: dict[str, admin_pb2.GarbageKind.ValueType] = {
+    "partial": admin_pb2.GARBAGE_KIND_PARTIAL,
+    "orphan": admin_pb2.GARBAGE_KIND_ORPHAN,
+    "quarantine": admin_pb2.GARBAGE_KIND_QUARANTINE,
+    "trash": admin_pb2.GARBAGE_KIND_TRASH,
+}
+_EVENT_KINDS: dict[int, str] = {kind: word for word, kind in EVENT_KINDS.items()}
+_GARBAGE: dict[int, str] = {kind: word for word, kind in GARBAGE_KINDS.items()}
+_VERDICTS: dict[int, str] = {
+    admin_pb2.VERDICT_BAD: "bad",
+    admin_pb2.VERDICT_MISSING: "missing",
+    admin_pb2.VERDICT_UNREADABLE: "unreadable",
+}
+
+
+def event_kind_word(kind: int) -> str:
+    """started, asked, refused, fetched, evicted, damaged, drifted, pinned, unpinned, released or cancelled."""
+    return _EVENT_KINDS.get(kind, UNKNOWN)
+
+
+def verdict_word(verdict: int) -> str:
+    """bad, missing or unreadable."""
+    return _VERDICTS.get(verdict, UNKNOWN)
+
+
+def garbage_word(kind: int) -> str:
+    """partial, orphan, quarantine or trash."""
+    return _GARBAGE.get(kind, UNKNOWN)
 
 
 def outcome_word(outcome: int) -> str:

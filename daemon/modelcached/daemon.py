@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from modelcached.cache.rescue import make_room
 from modelcached.catalog import Catalog, CatalogLimits
 from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
 from modelcached.errors import CacheError, Reason
-from modelcached.events import Event, HubCalled
+from modelcached.events import DaemonStarted, Event, HubCalled
 from modelcached.ledger import database as state
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.clock import Clock
+from modelcached.ledger.history import History
 from modelcached.ledger.use import UseLedger
 from modelcached.pools import Pools
 from modelcached.service.server import Server
@@ -65,10 +67,20 @@ class Daemon:
     """All parts of one daemon, wired. Raises ConfigError."""
 
     def __init__(
-        self, config: Config, disk: Disk | None = None, clock: Clock | None = None, claim: Claim | None = None
+        self,
+        config: Config,
+        disk: Disk | None = None,
+        clock: Clock | None = None,
+        claim: Claim | None = None,
+        config_file: Path | None = None,
     ) -> None:
-        """``claim``: to the cache, with its disk; without one it is made when the daemon starts."""
+        """``claim``: to the cache, with its disk; without one it is made when the daemon starts.
+
+        ``config_file``: where the settings come from, for who asks.
+        """
         self.config = config
+        self.config_file = config_file
+        self.began_at = time.monotonic()
         self.network = Network.of(config.hub.ca_file, os.environ)
         self.disk = claim.disk if claim is not None else disk or Disk()
         self.layout = Layout(str(config.cache.dir))
@@ -85,6 +97,7 @@ class Daemon:
         self.claim = claim = self.claim or Claim(self.disk, str(config.cache.dir))
         connection, contents = _open_state(self.disk, self.layout)
         self.database = state.Database(connection)
+        self.history = History(self.database, self.clock)
         pods = PodsDirectory(
             config.leases.kubelet_pods_dir,
             os.environ.get("POD_UID", ""),
@@ -104,9 +117,7 @@ class Daemon:
 
         self.metrics = Metrics(status_from_thread, tasks_from_thread)
         use = UseLedger(self.database, contents, self.clock, config.leases.reconnect_grace.total_seconds())
-        self.core = Core(
-            config, self.layout, self.disk, self.pools, self.database, use, self.clock, self.metrics.observe
-        )
+        self.core = Core(config, self.layout, self.disk, self.pools, self.database, use, self.clock, self._observe)
         self.source = HttpSource(
             network=self.network,
             stall_timeout_seconds=config.transfer.stall_timeout.total_seconds(),
@@ -150,7 +161,7 @@ class Daemon:
         self.report = await recover(self.core, lost=contents.lost, begun=claim.walker)
         claim.walker.close()
         await hub_keeper.look()  # before anybody is answered
-        self.server = Server(self.cache, config.server, pods.seen)
+        self.server = Server(self.cache, self.history, config.server, pods.seen, self.config_file)
         await self.server.start()
         self.listener = (
             Listener(config.metrics.address, self.metrics.registry, loop, lambda: self.serving)
@@ -161,6 +172,8 @@ class Daemon:
         self.lag = LoopLag(self.metrics.registry, loop)
         self.lag.start()
         self.serving = True
+        models = sum(1 for _ in self.core.index.snapshots())
+        self.history.observe(DaemonStarted(__version__, models, time.monotonic() - self.began_at))
         systemd.notify("READY=1", f"STATUS=serving {self.layout.cache_dir}")
         log.info(
             "serving",
@@ -199,6 +212,7 @@ class Daemon:
 
     def _observe(self, event: Event) -> None:
         self.metrics.observe(event)
+        self.history.observe(event)
 
     def apply(self, config: Config) -> None:
         """A reload: what can change while running does."""
@@ -273,7 +287,8 @@ async def serve(config: Config, config_file: Path | None, flags: dict[str, dict[
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    daemon = Daemon(config, claim=claim)
+    watched = config_file or DEFAULT_CONFIG_FILE
+    daemon = Daemon(config, claim=claim, config_file=watched if watched.exists() else None)
     await daemon.start()
     watcher = FileWatcher()
 
@@ -286,7 +301,6 @@ async def serve(config: Config, config_file: Path | None, flags: dict[str, dict[
 
     reloader = Reloader(config, lambda: load(config_file, flags), apply, daemon.configuration_refused)
     loop.add_signal_handler(signal.SIGHUP, reloader.reload)
-    watched = config_file or DEFAULT_CONFIG_FILE
     if watched.parent.is_dir():
         watcher.follow("configuration", watched, reloader.reload)
     follow_list()

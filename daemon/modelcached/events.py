@@ -15,6 +15,47 @@ class RequestEnded:
     reason: str
     """Of an error; else empty."""
     seconds: float
+    models: tuple[str, ...] = ()
+    """As asked for, each ``org/name@revision``; the base model first."""
+    holder: str = ""
+    """Who asked, as far as it said."""
+    request_id: str = ""
+    message: str = ""
+    """Of an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsFetched:
+    """What one set of models lacked was fetched and published, whoever waits for it."""
+
+    models: tuple[str, ...]
+    """Each ``org/name@commit``; the base model first."""
+    fetched_bytes: int
+    linked_bytes: int
+    """Of them, what another repository of the cache had."""
+    seconds: float
+    background: bool
+    """Nobody waited for its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorActed:
+    """Somebody on the operators' socket changed what is kept, or ended something."""
+
+    action: str
+    """pinned, unpinned, released or cancelled."""
+    target: str
+    """A model or a lease."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStarted:
+    """The daemon serves."""
+
+    version: str
+    models: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +74,7 @@ class SnapshotEvicted:
     commit: str
     freed_bytes: int
     reason: str
-    """space or operator."""
+    """space, watermark, full, bad or operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +120,16 @@ class UpkeepRan:
 
 
 Event = (
-    RequestEnded | BytesFetched | SnapshotEvicted | BlobCondemned | BlobScrubbed | HubCalled | DriftFound | UpkeepRan
+    RequestEnded
+    | ModelsFetched
+    | OperatorActed
+    | DaemonStarted
+    | BytesFetched
+    | SnapshotEvicted
+    | BlobCondemned
+    | BlobScrubbed
+    | HubCalled
+    | DriftFound
+    | UpkeepRan
 )
 Observer = Callable[[Event], None]

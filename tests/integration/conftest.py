@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hub import Hub
+from tests.hub import MIB, Hub
 from tests.node import Node
 from tests.node.canary import Canary, assert_log_is_clean, fingerprint
 
@@ -39,6 +40,17 @@ def make_node(tmp_path: Path, hub: Hub) -> Iterator[Callable[..., Node]]:
 def node(make_node: Callable[..., Node]) -> Node:
     """A node with a daemon that serves."""
     return make_node().start()
+
+
+@pytest.fixture
+def small_disk(make_node: Callable[..., Node]) -> Iterator[Node]:
+    """A node whose cache directory is a filesystem of 64 MiB that others use too."""
+    node = make_node(cache={"budget": "1GB", "min_free": f"{16 * MIB}B"})
+    node.cache_dir.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(node.cache_dir)], check=True)
+    yield node.start()
+    node.stop()
+    subprocess.run(["umount", "--lazy", str(node.cache_dir)], check=True)
 
 
 @pytest.fixture

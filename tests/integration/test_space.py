@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -447,17 +446,6 @@ async def test_no_turn_of_the_event_loop_sees_more_than_the_budget(hub: Hub, mak
         looking.cancel()
         await daemon.stop()
     assert 2 * SIZE < max(seen) <= 2 * SIZE + 3 * MIB
-
-
-@pytest.fixture
-def small_disk(make_node: Callable[..., Node]) -> Iterator[Node]:
-    """A node whose cache directory is a filesystem of 64 MiB that others use too."""
-    node = make_node(cache={"budget": "1GB", "min_free": f"{16 * MIB}B"})
-    node.cache_dir.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(node.cache_dir)], check=True)
-    yield node.start()
-    node.stop()
-    subprocess.run(["umount", "--lazy", str(node.cache_dir)], check=True)
 
 
 def test_when_others_fill_the_disk_nothing_is_admitted_and_that_is_said(hub: Hub, small_disk: Node) -> None:

@@ -21,7 +21,7 @@ def _generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["errors.md", "configuration.md"])
+@pytest.mark.parametrize("page", ["errors.md", "configuration.md", "cachectl.md"])
 def test_a_table_in_the_documentation_is_fresh(page: str) -> None:
     assert (ROOT / "docs" / page).read_text() == _generator().rendered(page), "run make docs"
 

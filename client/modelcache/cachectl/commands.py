@@ -10,13 +10,19 @@ import sys
 import click
 import grpc
 
+from modelcache.cachectl.config import config
+from modelcache.cachectl.events import events
 from modelcache.cachectl.evict import evict
+from modelcache.cachectl.gc import gc
 from modelcache.cachectl.keep import cancel, pin, release, unpin
 from modelcache.cachectl.listing import leases, ls
 from modelcache.cachectl.plan import plan
 from modelcache.cachectl.pull import pull
 from modelcache.cachectl.session import Session
+from modelcache.cachectl.show import show
 from modelcache.cachectl.status import status
+from modelcache.cachectl.top import top
+from modelcache.cachectl.verify import verify
 from modelcache.connection import DEFAULT_ADMIN_ADDRESS, AddressError, explain_unreachable
 from modelcache.errors import ModelCacheError
 from modelcache.output import BadAnswerError
@@ -50,7 +56,8 @@ def cli(context: click.Context, as_json: bool, address: str | None) -> int:
     return 0
 
 
-for _verb in (status, ls, pull, plan, evict, pin, unpin, cancel, leases, release):
+_VERBS = (status, top, ls, show, pull, plan, evict, pin, unpin, cancel, leases, release, verify, gc, events, config)
+for _verb in _VERBS:
     cli.add_command(_verb)
 
 

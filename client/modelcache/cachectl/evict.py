@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 
 import click
 from rich.console import Console
@@ -10,7 +11,8 @@ from rich.text import Text
 
 from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import eviction_row
-from modelcache.cachectl.session import Session, model_argument, verb
+from modelcache.cachectl.session import Session, duration_argument, model_argument, size_argument, verb
+from modelcache.client import reference
 from modelcache.units import format_size, printable
 from modelcache.v1 import admin_pb2, common_pb2
 
@@ -20,14 +22,34 @@ DECLINED = 1
 _SHORT_COMMIT = 8
 
 
-@click.command("evict", epilog="Example: cachectl evict org/name@main other/model --dry-run")
-@click.argument("models", metavar="MODEL[@REV]...", nargs=-1, required=True, type=model_argument)
+@click.command("evict", epilog="Example: cachectl evict --older-than 7d --until-free 200GB --dry-run")
+@click.argument("models", metavar="[MODEL[@REV]]...", nargs=-1, type=model_argument)
+@click.option("--older-than", metavar="D", type=duration_argument, help="Models not asked for within 7d, 12h, ...")
+@click.option(
+    "--until-free", metavar="SIZE", type=size_argument, help="As many as it takes until the disk has 200GB, ... free."
+)
+@click.option("--all-unpinned", is_flag=True, help="Every model that no pin, lease or transfer keeps.")
 @click.option("--dry-run", is_flag=True, help="Show what would go, and stop.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @verb
-def evict(session: Session, models: tuple[common_pb2.ModelReference, ...], dry_run: bool, yes: bool) -> int:
-    """Remove models that nothing uses. Without a revision, every commit of the repository."""
-    planned = session.admin.evict(models, dry_run=True)
+def evict(
+    session: Session,
+    models: tuple[common_pb2.ModelReference, ...],
+    older_than: timedelta | None,
+    until_free: int | None,
+    all_unpinned: bool,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    """Remove models that nothing uses. Without a revision, every commit of the repository.
+
+    Instead of models, --older-than and --until-free (which narrow each other) or --all-unpinned say which; what goes
+    is what would go first by itself.
+    """
+    rule = _rule(older_than, until_free, all_unpinned=all_unpinned)
+    if bool(models) == (rule is not None):
+        raise click.UsageError("name models, or say which by --older-than, --until-free or --all-unpinned")
+    planned = session.admin.evict(models, dry_run=True, rule=rule)
     if dry_run and session.json:
         session.print_json(eviction_row(planned, dry_run=True))
         return 0
@@ -35,10 +57,15 @@ def evict(session: Session, models: tuple[common_pb2.ModelReference, ...], dry_r
         _show_plan(session.out if dry_run else session.err, planned)
     if dry_run:
         return 0
-    if not yes and not _agreed(planned):
+    if not planned.models:
+        gone = planned
+    elif not yes and not agreed(f"evict {len(planned.models)} and free {format_size(planned.bytes_freed)}?"):
         session.say("nothing was evicted")
         return DECLINED
-    gone = session.admin.evict(models, dry_run=False)
+    else:
+        # What was shown is what goes, by its commits: a rule might mean others by now.
+        shown = [reference(model.repo_id, model.commit) for model in planned.models]
+        gone = session.admin.evict(shown, dry_run=False)
     if session.json:
         session.print_json(eviction_row(gone, dry_run=False))
     else:
@@ -48,7 +75,22 @@ def evict(session: Session, models: tuple[common_pb2.ModelReference, ...], dry_r
     return 0
 
 
+def _rule(older_than: timedelta | None, until_free: int | None, *, all_unpinned: bool) -> admin_pb2.EvictionRule | None:
+    """None where there is none."""
+    if all_unpinned and (older_than is not None or until_free is not None):
+        raise click.UsageError("--all-unpinned means all of them: leave --older-than and --until-free out")
+    if older_than is None and until_free is None and not all_unpinned:
+        return None
+    rule = admin_pb2.EvictionRule(until_free_bytes=until_free or 0)
+    if older_than is not None:
+        rule.older_than.FromTimedelta(older_than)
+    return rule
+
+
 def _show_plan(console: Console, planned: admin_pb2.EvictModelsResponse) -> None:
+    if not planned.models:
+        console.print("nothing that may go is like that")
+        return
     table = new_table("MODEL", "COMMIT", "FREES", right=("FREES",))
     for model in planned.models:
         table.add_row(Text(printable(model.repo_id)), model.commit[:_SHORT_COMMIT], format_size(model.bytes_freed))
@@ -56,7 +98,8 @@ def _show_plan(console: Console, planned: admin_pb2.EvictModelsResponse) -> None
     console.print(f"evicting {len(planned.models)} frees {format_size(planned.bytes_freed)}")
 
 
-def _agreed(planned: admin_pb2.EvictModelsResponse) -> bool:
+def agreed(question: str) -> bool:
+    """Whether somebody at a terminal says yes. Raises UsageError where there is nobody to ask."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise click.UsageError("there is no terminal to ask on: give --yes to evict, or --dry-run to only look")
-    return click.confirm(f"evict {len(planned.models)} and free {format_size(planned.bytes_freed)}?", err=True)
+        raise click.UsageError("there is no terminal to ask on: give --yes, or --dry-run to only look")
+    return click.confirm(question, err=True)

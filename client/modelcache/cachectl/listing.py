@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 import click
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
-from modelcache.cachectl.rows import lease_row, model_row
+from modelcache.cachectl.rows import detail_row, lease_row, model_row
 from modelcache.cachectl.session import Session, verb
+from modelcache.client import reference
+from modelcache.errors import ModelCacheError
+from modelcache.reasons import Reason
 from modelcache.units import format_age, format_duration, format_size, printable
 from modelcache.v1 import common_pb2
 from modelcache.words import lease_kind_word, model_state_word
@@ -17,19 +25,89 @@ from modelcache.words import lease_kind_word, model_state_word
 _SHORT_COMMIT = 8
 
 
-@click.command("ls", epilog="Example: cachectl ls --json | jq -r '.[] | select(.pinned) | .repo_id'")
+_SORTS: dict[str, Callable[[common_pb2.Model], Any]] = {
+    "name": lambda _: 0,  # as the daemon lists them
+    "size": lambda model: -model.size_bytes,
+    "unique": lambda model: -model.unique_bytes,
+    "used": lambda model: -model.last_used.ToNanoseconds(),
+    "unused": lambda model: model.last_used.ToNanoseconds(),
+}
+_FILTERS: dict[str, Callable[[common_pb2.Model], bool]] = {
+    "pinned": lambda model: model.pinned,
+    "leased": lambda model: bool(model.lease_ids),
+    "idle": lambda model: not model.pinned and not model.lease_ids,
+    "unverified": lambda model: model.state != common_pb2.MODEL_STATE_READY,
+}
+
+
+@click.command("ls", epilog="Example: cachectl ls 'Qwen/*' --only idle --sort unused")
+@click.argument("globs", metavar="[GLOB]...", nargs=-1)
+@click.option("--only", type=click.Choice(list(_FILTERS)), help="Only those; idle is what no pin and no lease keeps.")
+@click.option(
+    "--sort", type=click.Choice(list(_SORTS)), default="name", show_default=True, help="Largest, or latest, first."
+)
+@click.option("--tree", is_flag=True, help="Down to the files, and which other models share them.")
 @verb
-def ls(session: Session) -> None:
-    """List the cached models."""
-    models = list(session.admin.cache.list_models())
+def ls(session: Session, globs: tuple[str, ...], only: str | None, sort: str, tree: bool) -> None:
+    """List the cached models, all or those whose names match."""
+    models = [
+        model
+        for model in session.admin.cache.list_models()
+        if (not globs or any(fnmatchcase(model.repo_id, glob) for glob in globs))
+        and (only is None or _FILTERS[only](model))
+    ]
+    models.sort(key=_SORTS[sort])
+    if tree:
+        _tree(session, models)
+        return
     if session.json:
         session.print_json([model_row(model) for model in models])
         return
     if not models:
-        session.say("nothing is cached; cachectl pull fetches a model")
+        session.say(
+            "no cached model is like that" if globs or only else "nothing is cached; cachectl pull fetches a model"
+        )
         return
     session.out.print(models_table(models))
     session.say(f"{len(models)} model{'' if len(models) == 1 else 's'}; UNIQUE is what evicting one alone would free")
+
+
+def _tree(session: Session, models: list[common_pb2.Model]) -> None:
+    details = []
+    for model in models:
+        with suppress_missing():  # evicted since it was listed
+            details.append(session.admin.describe(reference(model.repo_id, model.commit)))
+    if session.json:
+        session.print_json([detail_row(detail, ()) for detail in details])
+        return
+    for detail in details:
+        model = detail.model
+        top = Tree(Text(f"{printable(model_line(model))}  {format_size(model.size_bytes)}  {_state(model)}"))
+        for file in detail.files:
+            shared = f"  shared with {', '.join(map(_short, file.shared_with))}" if file.shared_with else ""
+            missing = "" if file.cached else "  missing"
+            top.add(Text(f"{printable(file.path)}  {format_size(file.size_bytes)}{missing}{printable(shared)}"))
+        session.out.print(top)
+
+
+def model_line(model: common_pb2.Model) -> str:
+    """``org/name@main`` and the commit where no branch says it."""
+    return f"{model.repo_id}@{','.join(model.revisions) or model.commit[:_SHORT_COMMIT]}"
+
+
+def _short(name: str) -> str:
+    repo_id, _, commit = name.rpartition("@")
+    return f"{repo_id}@{commit[:_SHORT_COMMIT]}"
+
+
+@contextmanager
+def suppress_missing() -> Iterator[None]:
+    """What is not cached any more is passed over."""
+    try:
+        yield
+    except ModelCacheError as error:
+        if error.reason != Reason.MODEL_NOT_CACHED:
+            raise
 
 
 def models_table(models: list[common_pb2.Model]) -> Table:
@@ -68,6 +146,11 @@ def leases(session: Session) -> None:
     if not found:
         session.say("nothing is leased")
         return
+    session.out.print(leases_table(found))
+
+
+def leases_table(found: Iterable[common_pb2.Lease]) -> Table:
+    """One row a lease."""
     table = new_table("LEASE", "KIND", "HOLDER", "MODELS", "ENDS")
     for lease in found:
         names = (f"{model.repo_id}@{model.revision or model.commit[:_SHORT_COMMIT]}" for model in lease.models)
@@ -78,7 +161,7 @@ def leases(session: Session) -> None:
             Text(printable(", ".join(names))),
             _ends(lease),
         )
-    session.out.print(table)
+    return table
 
 
 def _ends(lease: common_pb2.Lease) -> str:
@@ -93,10 +176,14 @@ def _ends(lease: common_pb2.Lease) -> str:
     return endings.get(lease.kind, "-")
 
 
-def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+def new_table(
+    *columns: str,
+    right: tuple[str, ...] = (),
+    folds: tuple[str, ...] = ("MODEL", "MODELS", "HOLDER", "LEASE", "STATE"),
+) -> Table:
     """A table without lines, that folds long words rather than cutting them."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
-        folds = column in {"MODEL", "MODELS", "HOLDER", "LEASE", "STATE"}
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not folds)
+        justify: Literal["right", "left"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in folds)
     return table

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Sequence
+
 from google.protobuf.message import Message
 
 from modelcache.v1 import admin_pb2, common_pb2
-from modelcache.words import UNKNOWN, lease_kind_word, model_state_word
+from modelcache.words import UNKNOWN, event_kind_word, garbage_word, lease_kind_word, model_state_word, verdict_word
 
 Row = dict[str, object]
 
@@ -35,8 +38,14 @@ def status_row(status: admin_pb2.CacheStatus) -> Row:
         "leased_bytes": status.leased_bytes,
         "filesystem_free_bytes": status.filesystem_free_bytes,
         "filesystem_total_bytes": status.filesystem_total_bytes,
+        "filesystem_inodes": status.filesystem_inodes or None,
+        "filesystem_free_inodes": status.filesystem_free_inodes if status.filesystem_inodes else None,
+        "reserved_inodes": status.reserved_inodes,
+        "min_free_inodes": status.min_free_inodes,
         "min_free_bytes": status.min_free_bytes,
         "models": status.models,
+        "pinned_models": status.pinned_models,
+        "leased_models": status.leased_models,
         "leases": status.leases,
         "transfers": [transfer_row(transfer) for transfer in status.transfers],
         "hub_dir": status.hub_dir,
@@ -148,6 +157,104 @@ def plan_row(planned: admin_pb2.PlanModelsResponse) -> Row:
             {"repo_id": model.repo_id, "commit": model.commit, "bytes_freed": model.bytes_freed}
             for model in planned.evicts
         ],
+    }
+
+
+def detail_row(detail: admin_pb2.DescribeModelResponse, events: Sequence[admin_pb2.Event]) -> Row:
+    """A cached snapshot down to its files; ``events`` are the newest of its repository."""
+    return {
+        **model_row(detail.model),
+        "path": detail.model.path,
+        "files": [
+            {
+                "path": file.path,
+                "size_bytes": file.size_bytes,
+                "digest": file.digest,
+                "cached": file.cached,
+                "verified": file.verified,
+                "verified_at": _moment(file, "verified_at"),
+                "shared_with": list(file.shared_with),
+            }
+            for file in detail.files
+        ],
+        "selections": [
+            {"profile": each.profile, "format": each.format, "paths": list(each.paths)} for each in detail.selections
+        ],
+        "leases": [lease_row(lease) for lease in detail.leases],
+        "pins": [{"revision": pin.revision, "owner": "list" if pin.listed else "operator"} for pin in detail.pins],
+        "kept_by": list(detail.kept_by),
+        "events": [event_row(event) for event in events],
+    }
+
+
+def event_row(event: admin_pb2.Event) -> Row:
+    """What happened; a field that has nothing to say is null."""
+    return {
+        "id": event.id,
+        "at": _moment(event, "at"),
+        "kind": event_kind_word(event.kind),
+        "model": event.model or None,
+        "reason": event.reason or None,
+        "bytes": event.bytes,
+        "seconds": event.duration.ToTimedelta().total_seconds() if event.HasField("duration") else None,
+        "holder": event.holder or None,
+        "request_id": event.request_id or None,
+        "detail": event.detail or None,
+    }
+
+
+def verified_row(done: admin_pb2.VerifyDone) -> Row:
+    """What was read, and what of it is not as it should be."""
+    return {
+        "models": done.models,
+        "files": done.files,
+        "bytes": done.bytes,
+        "bad": [
+            {
+                "repo_id": bad.repo_id,
+                "commit": bad.commit,
+                "path": bad.path,
+                "digest": bad.digest,
+                "verdict": verdict_word(bad.verdict),
+                "repaired": bad.repaired,
+                "detail": bad.detail or None,
+            }
+            for bad in done.bad
+        ],
+    }
+
+
+def garbage_row(response: admin_pb2.CollectGarbageResponse, *, removed: bool) -> Row:
+    """What lies beside models, or with ``removed`` what of it went."""
+    return {
+        "removed": removed,
+        "items": [
+            {
+                "kind": garbage_word(item.kind),
+                "name": item.name,
+                "repo_id": item.repo_id or None,
+                "bytes": item.bytes,
+                "modified_at": _moment(item, "modified_at"),
+                "in_use": item.in_use,
+            }
+            for item in response.items
+        ],
+        "bytes_freed": response.bytes_freed,
+    }
+
+
+def config_row(response: admin_pb2.GetConfigResponse, settings: Iterable[admin_pb2.Setting]) -> Row:
+    """Settings by name; values are as the configuration file would have them."""
+    return {
+        "config_file": response.config_file or None,
+        "settings": {
+            each.name: {
+                "value": json.loads(each.value),
+                "default": json.loads(each.default_value),
+                "reloadable": each.reloadable,
+            }
+            for each in settings
+        },
     }
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 
 import click
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from modelcache.admin import Admin
 from modelcache.client import parse_reference, reference
-from modelcache.units import printable
+from modelcache.units import parse_duration, parse_size, printable
 from modelcache.v1 import common_pb2
 
 PLAIN_COLUMNS = 80
@@ -47,6 +48,11 @@ class Session:
     def print_json(self, value: object) -> None:
         """One JSON value, the only thing on stdout."""
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+    def print_json_line(self, value: object) -> None:
+        """One of several JSON values, each on a line of its own, at once."""
+        sys.stdout.write(json.dumps(value) + "\n")
+        sys.stdout.flush()
 
     def say(self, text: str) -> None:
         """A line of prose on stderr; with --json nobody reads it."""
@@ -81,6 +87,22 @@ def verb(function: Callable[..., object]) -> Callable[..., object]:
         return function(session, *arguments, **options)
 
     return _AS_JSON(_ADDRESS(functools.update_wrapper(click.pass_context(with_session), function)))
+
+
+def duration_argument(text: str) -> timedelta:
+    """``90m``, ``7d``; click reports what is none."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def size_argument(text: str) -> int:
+    """``200GB``, in bytes; click reports what is none."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def model_argument(text: str) -> common_pb2.ModelReference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import click
+from rich.console import Console
 from rich.text import Text
 
 from modelcache.cachectl.rows import listed_state_word, status_row
@@ -25,8 +26,13 @@ def status(session: Session) -> None:
     if session.json:
         session.print_json(status_row(now))
         return
-    for line in _lines(now, bars=session.out.is_terminal):
+    for line in status_view(now, session.out):
         session.out.print(line, soft_wrap=True)
+
+
+def status_view(now: admin_pb2.CacheStatus, console: Console) -> list[Text]:
+    """The status as lines for that console; bars on a terminal only."""
+    return _lines(now, bars=console.is_terminal)
 
 
 def _lines(now: admin_pb2.CacheStatus, *, bars: bool) -> list[Text]:
@@ -41,10 +47,18 @@ def _lines(now: admin_pb2.CacheStatus, *, bars: bool) -> list[Text]:
     lines.append(Text("          " + ", ".join(f"{format_size(size)} {name}" for name, size in kept + left)))
     free, total = format_size(now.filesystem_free_bytes), format_size(now.filesystem_total_bytes)
     lines.append(Text(f"disk      {free} free of {total}; {format_size(now.min_free_bytes)} kept free"))
-    lines.append(Text(f"models    {now.models}, under {now.leases} lease{'' if now.leases == 1 else 's'}"))
+    if now.filesystem_inodes:
+        inodes = f"{now.filesystem_free_inodes:,} of {now.filesystem_inodes:,} inodes free"
+        lines.append(Text(f"          {inodes}; {now.min_free_inodes:,} kept free"))
+    covered = (
+        f"{now.pinned_models} pinned, {now.leased_models} under {now.leases} lease{'' if now.leases == 1 else 's'}"
+    )
+    lines.append(Text(f"models    {now.models}, {covered}"))
     lines.append(Text(f"hub       {printable(now.hub_dir)} (modelcached {printable(now.version)})"))
     lines += _list_lines(now)
-    lines += [Text(f"transfer  {_transfer_line(transfer)}") for transfer in now.transfers]
+    for transfer in now.transfers:
+        lines.append(Text(f"transfer  {printable(transfer.repo_id)}@{transfer.commit[:_SHORT_COMMIT]}"))
+        lines.append(Text(f"          {_transfer_line(transfer)}"))
     return lines
 
 
@@ -75,7 +89,6 @@ def _budget_bar(now: admin_pb2.CacheStatus) -> str:
 def _transfer_line(transfer: admin_pb2.Transfer) -> str:
     done, total = transfer.bytes_done, transfer.bytes_total
     parts = [
-        f"{printable(transfer.repo_id)}@{transfer.commit[:_SHORT_COMMIT]}",
         f"{format_size(done)} of {format_size(total)} ({percent(done, total)} %)",
         format_rate(transfer.bytes_per_second),
     ]

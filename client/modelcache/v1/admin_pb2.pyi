@@ -84,6 +84,114 @@ FIT_NEVER: Fit.ValueType  # 5
 """It exceeds the budget by itself."""
 Global___Fit: _TypeAlias = Fit  # noqa: Y015
 
+class _EventKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVENT_KIND_UNSPECIFIED: _EventKind.ValueType  # 0
+    EVENT_KIND_STARTED: _EventKind.ValueType  # 1
+    """The daemon began to serve."""
+    EVENT_KIND_ASKED: _EventKind.ValueType  # 2
+    """A request was answered that was no hit: reason is its outcome."""
+    EVENT_KIND_REFUSED: _EventKind.ValueType  # 3
+    """A request was refused: reason is the error's."""
+    EVENT_KIND_FETCHED: _EventKind.ValueType  # 4
+    """What models lacked was fetched and published; reason is "background" where nobody waited."""
+    EVENT_KIND_EVICTED: _EventKind.ValueType  # 5
+    """A snapshot went; reason says for what."""
+    EVENT_KIND_DAMAGED: _EventKind.ValueType  # 6
+    """A blob was read and is not what its name says."""
+    EVENT_KIND_DRIFTED: _EventKind.ValueType  # 7
+    """Somebody else changed what lies in the cache; reason says what."""
+    EVENT_KIND_PINNED: _EventKind.ValueType  # 8
+    """An operator's doing."""
+    EVENT_KIND_UNPINNED: _EventKind.ValueType  # 9
+    EVENT_KIND_RELEASED: _EventKind.ValueType  # 10
+    EVENT_KIND_CANCELLED: _EventKind.ValueType  # 11
+
+class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
+    """What happened."""
+
+EVENT_KIND_UNSPECIFIED: EventKind.ValueType  # 0
+EVENT_KIND_STARTED: EventKind.ValueType  # 1
+"""The daemon began to serve."""
+EVENT_KIND_ASKED: EventKind.ValueType  # 2
+"""A request was answered that was no hit: reason is its outcome."""
+EVENT_KIND_REFUSED: EventKind.ValueType  # 3
+"""A request was refused: reason is the error's."""
+EVENT_KIND_FETCHED: EventKind.ValueType  # 4
+"""What models lacked was fetched and published; reason is "background" where nobody waited."""
+EVENT_KIND_EVICTED: EventKind.ValueType  # 5
+"""A snapshot went; reason says for what."""
+EVENT_KIND_DAMAGED: EventKind.ValueType  # 6
+"""A blob was read and is not what its name says."""
+EVENT_KIND_DRIFTED: EventKind.ValueType  # 7
+"""Somebody else changed what lies in the cache; reason says what."""
+EVENT_KIND_PINNED: EventKind.ValueType  # 8
+"""An operator's doing."""
+EVENT_KIND_UNPINNED: EventKind.ValueType  # 9
+EVENT_KIND_RELEASED: EventKind.ValueType  # 10
+EVENT_KIND_CANCELLED: EventKind.ValueType  # 11
+Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
+
+class _Verdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    VERDICT_BAD: _Verdict.ValueType  # 1
+    """Its content has another digest."""
+    VERDICT_MISSING: _Verdict.ValueType  # 2
+    """It is not on the disk."""
+    VERDICT_UNREADABLE: _Verdict.ValueType  # 3
+    """The disk could not read it."""
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
+    """What became of a bad file."""
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+VERDICT_BAD: Verdict.ValueType  # 1
+"""Its content has another digest."""
+VERDICT_MISSING: Verdict.ValueType  # 2
+"""It is not on the disk."""
+VERDICT_UNREADABLE: Verdict.ValueType  # 3
+"""The disk could not read it."""
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+class _GarbageKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GarbageKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GarbageKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GARBAGE_KIND_UNSPECIFIED: _GarbageKind.ValueType  # 0
+    GARBAGE_KIND_PARTIAL: _GarbageKind.ValueType  # 1
+    """An unfinished blob: who asks for it again goes on from there."""
+    GARBAGE_KIND_ORPHAN: _GarbageKind.ValueType  # 2
+    """A finished blob that no snapshot links to."""
+    GARBAGE_KIND_QUARANTINE: _GarbageKind.ValueType  # 3
+    """A blob that went bad, kept for whoever wants to look."""
+    GARBAGE_KIND_TRASH: _GarbageKind.ValueType  # 4
+    """Given up, not yet off the disk."""
+
+class GarbageKind(_GarbageKind, metaclass=_GarbageKindEnumTypeWrapper):
+    """What lies in the cache beside models."""
+
+GARBAGE_KIND_UNSPECIFIED: GarbageKind.ValueType  # 0
+GARBAGE_KIND_PARTIAL: GarbageKind.ValueType  # 1
+"""An unfinished blob: who asks for it again goes on from there."""
+GARBAGE_KIND_ORPHAN: GarbageKind.ValueType  # 2
+"""A finished blob that no snapshot links to."""
+GARBAGE_KIND_QUARANTINE: GarbageKind.ValueType  # 3
+"""A blob that went bad, kept for whoever wants to look."""
+GARBAGE_KIND_TRASH: GarbageKind.ValueType  # 4
+"""Given up, not yet off the disk."""
+Global___GarbageKind: _TypeAlias = GarbageKind  # noqa: Y015
+
 @_typing.final
 class Transfer(_message.Message):
     """A running transfer of one model."""
@@ -212,6 +320,12 @@ class CacheStatus(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     MODEL_LIST_FIELD_NUMBER: _builtins.int
+    FILESYSTEM_INODES_FIELD_NUMBER: _builtins.int
+    FILESYSTEM_FREE_INODES_FIELD_NUMBER: _builtins.int
+    RESERVED_INODES_FIELD_NUMBER: _builtins.int
+    MIN_FREE_INODES_FIELD_NUMBER: _builtins.int
+    PINNED_MODELS_FIELD_NUMBER: _builtins.int
+    LEASED_MODELS_FIELD_NUMBER: _builtins.int
     budget_bytes: _builtins.int
     """Most that the cache may use."""
     used_bytes: _builtins.int
@@ -231,6 +345,16 @@ class CacheStatus(_message.Message):
     leases: _builtins.int
     hub_dir: _builtins.str
     version: _builtins.str
+    filesystem_inodes: _builtins.int
+    """Of the filesystem; 0 where it makes them as they are wanted."""
+    filesystem_free_inodes: _builtins.int
+    reserved_inodes: _builtins.int
+    """Promised to requests, not yet made."""
+    min_free_inodes: _builtins.int
+    """Kept free for others and the daemon itself."""
+    pinned_models: _builtins.int
+    """Snapshots that an operator or the model list has pinned, and that leases cover."""
+    leased_models: _builtins.int
     @_builtins.property
     def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transfer]: ...
     @_builtins.property
@@ -265,10 +389,16 @@ class CacheStatus(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
         model_list: _abc.Iterable[Global___ListedModel] | None = ...,
+        filesystem_inodes: _builtins.int = ...,
+        filesystem_free_inodes: _builtins.int = ...,
+        reserved_inodes: _builtins.int = ...,
+        min_free_inodes: _builtins.int = ...,
+        pinned_models: _builtins.int = ...,
+        leased_models: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "degraded", b"degraded", "filesystem_free_bytes", b"filesystem_free_bytes", "filesystem_total_bytes", b"filesystem_total_bytes", "hub_dir", b"hub_dir", "leased_bytes", b"leased_bytes", "leases", b"leases", "min_free_bytes", b"min_free_bytes", "model_list", b"model_list", "models", b"models", "partial_bytes", b"partial_bytes", "pinned_bytes", b"pinned_bytes", "quarantine_bytes", b"quarantine_bytes", "reserved_bytes", b"reserved_bytes", "started_at", b"started_at", "transfers", b"transfers", "trash_bytes", b"trash_bytes", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "degraded", b"degraded", "filesystem_free_bytes", b"filesystem_free_bytes", "filesystem_free_inodes", b"filesystem_free_inodes", "filesystem_inodes", b"filesystem_inodes", "filesystem_total_bytes", b"filesystem_total_bytes", "hub_dir", b"hub_dir", "leased_bytes", b"leased_bytes", "leased_models", b"leased_models", "leases", b"leases", "min_free_bytes", b"min_free_bytes", "min_free_inodes", b"min_free_inodes", "model_list", b"model_list", "models", b"models", "partial_bytes", b"partial_bytes", "pinned_bytes", b"pinned_bytes", "pinned_models", b"pinned_models", "quarantine_bytes", b"quarantine_bytes", "reserved_bytes", b"reserved_bytes", "reserved_inodes", b"reserved_inodes", "started_at", b"started_at", "transfers", b"transfers", "trash_bytes", b"trash_bytes", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,25 +480,63 @@ class EvictModelsRequest(_message.Message):
 
     MODELS_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     """Says what would go; removes nothing."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ModelReference]:
         """A revision left empty means every cached commit of the repository."""
 
+    @_builtins.property
+    def rule(self) -> Global___EvictionRule:
+        """Instead of models: those that nothing keeps, in the order in which they
+        would go by themselves.
+        """
+
     def __init__(
         self,
         *,
         models: _abc.Iterable[_common_pb2.ModelReference] | None = ...,
         dry_run: _builtins.bool = ...,
+        rule: Global___EvictionRule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "models", b"models", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvictModelsRequest: _TypeAlias = EvictModelsRequest  # noqa: Y015
+
+@_typing.final
+class EvictionRule(_message.Message):
+    """Which of the models that nothing holds, leases or pins are meant. The first
+    two fields narrow each other; with neither, all of them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLDER_THAN_FIELD_NUMBER: _builtins.int
+    UNTIL_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    until_free_bytes: _builtins.int
+    """No more than are needed until the filesystem has so many bytes free."""
+    @_builtins.property
+    def older_than(self) -> _duration_pb2.Duration:
+        """Not asked for within this time."""
+
+    def __init__(
+        self,
+        *,
+        older_than: _duration_pb2.Duration | None = ...,
+        until_free_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than", "until_free_bytes", b"until_free_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvictionRule: _TypeAlias = EvictionRule  # noqa: Y015
 
 @_typing.final
 class EvictModelsResponse(_message.Message):
@@ -765,3 +933,631 @@ class ReleaseLeasesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseLeasesResponse: _TypeAlias = ReleaseLeasesResponse  # noqa: Y015
+
+@_typing.final
+class Event(_message.Message):
+    """One event. A field that has nothing to say is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Rises with time."""
+    kind: Global___EventKind.ValueType
+    model: _builtins.str
+    """"org/name@revision"; of several the base model."""
+    reason: _builtins.str
+    """One word."""
+    bytes: _builtins.int
+    """Fetched, or freed."""
+    holder: _builtins.str
+    """Who asked, as far as it said."""
+    request_id: _builtins.str
+    """As in the logs of daemon and client."""
+    detail: _builtins.str
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        kind: Global___EventKind.ValueType = ...,
+        model: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        holder: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "bytes", b"bytes", "detail", b"detail", "duration", b"duration", "holder", b"holder", "id", b"id", "kind", b"kind", "model", b"model", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class ListEventsRequest(_message.Message):
+    """Asks for a page of the history. The filters narrow each other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REPO_ID_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """0 means 100; the most is 1000."""
+    page_token: _builtins.str
+    repo_id: _builtins.str
+    """Of this repository, and what names it."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___EventKind.ValueType]: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Not before."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        repo_id: _builtins.str = ...,
+        kinds: _abc.Iterable[Global___EventKind.ValueType] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "page_size", b"page_size", "page_token", b"page_token", "repo_id", b"repo_id", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListEventsResponse(_message.Message):
+    """A page of the history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]: ...
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class DescribeModelRequest(_message.Message):
+    """Names one snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _common_pb2.ModelReference:
+        """The profile is not looked at."""
+
+    def __init__(
+        self,
+        *,
+        model: _common_pb2.ModelReference | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeModelRequest: _TypeAlias = DescribeModelRequest  # noqa: Y015
+
+@_typing.final
+class ModelFile(_message.Message):
+    """One file of a snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
+    VERIFIED_FIELD_NUMBER: _builtins.int
+    VERIFIED_AT_FIELD_NUMBER: _builtins.int
+    SHARED_WITH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    size_bytes: _builtins.int
+    digest: _builtins.str
+    """"sha256:<hex>", or "git-sha1:<hex>" for files that the Hub keeps in git."""
+    cached: _builtins.bool
+    """On the disk."""
+    verified: _builtins.bool
+    """Its content was hashed, and the file looks as it did then."""
+    @_builtins.property
+    def verified_at(self) -> _timestamp_pb2.Timestamp:
+        """When its content was last read and found right; absent where it never was."""
+
+    @_builtins.property
+    def shared_with(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other cached snapshots that need the same blob, each "org/name@commit"."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        cached: _builtins.bool = ...,
+        verified: _builtins.bool = ...,
+        verified_at: _timestamp_pb2.Timestamp | None = ...,
+        shared_with: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verified_at", b"verified_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "digest", b"digest", "path", b"path", "shared_with", b"shared_with", "size_bytes", b"size_bytes", "verified", b"verified", "verified_at", b"verified_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelFile: _TypeAlias = ModelFile  # noqa: Y015
+
+@_typing.final
+class ModelSelection(_message.Message):
+    """Files that a profile selected."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    """Its canonical name."""
+    format: _builtins.str
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+        format: _builtins.str = ...,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "paths", b"paths", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelSelection: _TypeAlias = ModelSelection  # noqa: Y015
+
+@_typing.final
+class ModelPin(_message.Message):
+    """Who keeps a snapshot by a pin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    LISTED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """The branch or tag, or the commit itself."""
+    listed: _builtins.bool
+    """By the model list, else by an operator."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.str = ...,
+        listed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["listed", b"listed", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPin: _TypeAlias = ModelPin  # noqa: Y015
+
+@_typing.final
+class DescribeModelResponse(_message.Message):
+    """All that is known of a snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    SELECTIONS_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    KEPT_BY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _common_pb2.Model: ...
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
+        """In order of path."""
+
+    @_builtins.property
+    def selections(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelSelection]: ...
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Lease]: ...
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelPin]: ...
+    @_builtins.property
+    def kept_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What keeps it from being evicted at this moment, in words; empty where nothing does."""
+
+    def __init__(
+        self,
+        *,
+        model: _common_pb2.Model | None = ...,
+        files: _abc.Iterable[Global___ModelFile] | None = ...,
+        selections: _abc.Iterable[Global___ModelSelection] | None = ...,
+        leases: _abc.Iterable[_common_pb2.Lease] | None = ...,
+        pins: _abc.Iterable[Global___ModelPin] | None = ...,
+        kept_by: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "kept_by", b"kept_by", "leases", b"leases", "model", b"model", "pins", b"pins", "selections", b"selections"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeModelResponse: _TypeAlias = DescribeModelResponse  # noqa: Y015
+
+@_typing.final
+class VerifyModelsRequest(_message.Message):
+    """Names what to read again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    REPAIR_FIELD_NUMBER: _builtins.int
+    repair: _builtins.bool
+    """Bad files are fetched again, and waited for."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ModelReference]:
+        """A revision left empty means every cached commit. No model means all."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_common_pb2.ModelReference] | None = ...,
+        repair: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "repair", b"repair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyModelsRequest: _TypeAlias = VerifyModelsRequest  # noqa: Y015
+
+@_typing.final
+class BadFile(_message.Message):
+    """One file that is not as it should be. Nobody new is served from it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPO_ID_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    repo_id: _builtins.str
+    commit: _builtins.str
+    path: _builtins.str
+    digest: _builtins.str
+    verdict: Global___Verdict.ValueType
+    repaired: _builtins.bool
+    """With `repair`: a right one has taken its place."""
+    detail: _builtins.str
+    """Why it could not be repaired."""
+    def __init__(
+        self,
+        *,
+        repo_id: _builtins.str = ...,
+        commit: _builtins.str = ...,
+        path: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        verdict: Global___Verdict.ValueType = ...,
+        repaired: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "detail", b"detail", "digest", b"digest", "path", b"path", "repaired", b"repaired", "repo_id", b"repo_id", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BadFile: _TypeAlias = BadFile  # noqa: Y015
+
+@_typing.final
+class VerifyProgress(_message.Message):
+    """How far the reading is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    FILES_TOTAL_FIELD_NUMBER: _builtins.int
+    FILES_DONE_FIELD_NUMBER: _builtins.int
+    READING_FIELD_NUMBER: _builtins.int
+    bytes_total: _builtins.int
+    bytes_done: _builtins.int
+    files_total: _builtins.int
+    files_done: _builtins.int
+    reading: _builtins.str
+    """What is read now: "org/name@commit path"."""
+    def __init__(
+        self,
+        *,
+        bytes_total: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+        files_total: _builtins.int = ...,
+        files_done: _builtins.int = ...,
+        reading: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "files_done", b"files_done", "files_total", b"files_total", "reading", b"reading"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyProgress: _TypeAlias = VerifyProgress  # noqa: Y015
+
+@_typing.final
+class VerifyDone(_message.Message):
+    """The end of a reading."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    BAD_FIELD_NUMBER: _builtins.int
+    models: _builtins.int
+    files: _builtins.int
+    bytes: _builtins.int
+    @_builtins.property
+    def bad(self) -> _containers.RepeatedCompositeFieldContainer[Global___BadFile]: ...
+    def __init__(
+        self,
+        *,
+        models: _builtins.int = ...,
+        files: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        bad: _abc.Iterable[Global___BadFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad", b"bad", "bytes", b"bytes", "files", b"files", "models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyDone: _TypeAlias = VerifyDone  # noqa: Y015
+
+@_typing.final
+class VerifyModelsResponse(_message.Message):
+    """One step of a reading."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___VerifyProgress: ...
+    @_builtins.property
+    def done(self) -> Global___VerifyDone: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___VerifyProgress | None = ...,
+        done: Global___VerifyDone | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "done"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___VerifyModelsResponse: _TypeAlias = VerifyModelsResponse  # noqa: Y015
+
+@_typing.final
+class Garbage(_message.Message):
+    """One thing that is no model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REPO_ID_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    MODIFIED_AT_FIELD_NUMBER: _builtins.int
+    IN_USE_FIELD_NUMBER: _builtins.int
+    kind: Global___GarbageKind.ValueType
+    name: _builtins.str
+    """Its name there: a digest, or a file's name."""
+    repo_id: _builtins.str
+    """Of an orphan."""
+    bytes: _builtins.int
+    """As `du` sees it."""
+    in_use: _builtins.bool
+    """A request is about to use it: it stays."""
+    @_builtins.property
+    def modified_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last written."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___GarbageKind.ValueType = ...,
+        name: _builtins.str = ...,
+        repo_id: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        modified_at: _timestamp_pb2.Timestamp | None = ...,
+        in_use: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["modified_at", b"modified_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "in_use", b"in_use", "kind", b"kind", "modified_at", b"modified_at", "name", b"name", "repo_id", b"repo_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Garbage: _TypeAlias = Garbage  # noqa: Y015
+
+@_typing.final
+class CollectGarbageRequest(_message.Message):
+    """Which kinds are meant; none means all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KINDS_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    remove: _builtins.bool
+    """Takes away what nobody uses, else only looks."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___GarbageKind.ValueType]: ...
+    def __init__(
+        self,
+        *,
+        kinds: _abc.Iterable[Global___GarbageKind.ValueType] | None = ...,
+        remove: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "remove", b"remove"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectGarbageRequest: _TypeAlias = CollectGarbageRequest  # noqa: Y015
+
+@_typing.final
+class CollectGarbageResponse(_message.Message):
+    """What there is, or with `remove` what went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    BYTES_FREED_FIELD_NUMBER: _builtins.int
+    bytes_freed: _builtins.int
+    """What `du` loses."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Garbage]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___Garbage] | None = ...,
+        bytes_freed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_freed", b"bytes_freed", "items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectGarbageResponse: _TypeAlias = CollectGarbageResponse  # noqa: Y015
+
+@_typing.final
+class GetConfigRequest(_message.Message):
+    """Asks for the settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetConfigRequest: _TypeAlias = GetConfigRequest  # noqa: Y015
+
+@_typing.final
+class Setting(_message.Message):
+    """One setting."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    DEFAULT_VALUE_FIELD_NUMBER: _builtins.int
+    RELOADABLE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"section.key"."""
+    value: _builtins.str
+    """As JSON."""
+    default_value: _builtins.str
+    """As it would be if nobody had set it; JSON."""
+    reloadable: _builtins.bool
+    """A reload changes it; the others need a restart."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+        default_value: _builtins.str = ...,
+        reloadable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "name", b"name", "reloadable", b"reloadable", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Setting: _TypeAlias = Setting  # noqa: Y015
+
+@_typing.final
+class GetConfigResponse(_message.Message):
+    """The settings in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    CONFIG_FILE_FIELD_NUMBER: _builtins.int
+    config_file: _builtins.str
+    """Empty where there is no file."""
+    @_builtins.property
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Setting]: ...
+    def __init__(
+        self,
+        *,
+        settings: _abc.Iterable[Global___Setting] | None = ...,
+        config_file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_file", b"config_file", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetConfigResponse: _TypeAlias = GetConfigResponse  # noqa: Y015

@@ -80,6 +80,31 @@ class AdminServiceStub(object):
                 request_serializer=modelcache_dot_v1_dot_admin__pb2.ReleaseLeasesRequest.SerializeToString,
                 response_deserializer=modelcache_dot_v1_dot_admin__pb2.ReleaseLeasesResponse.FromString,
                 _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/modelcache.v1.AdminService/ListEvents',
+                request_serializer=modelcache_dot_v1_dot_admin__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=modelcache_dot_v1_dot_admin__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
+        self.DescribeModel = channel.unary_unary(
+                '/modelcache.v1.AdminService/DescribeModel',
+                request_serializer=modelcache_dot_v1_dot_admin__pb2.DescribeModelRequest.SerializeToString,
+                response_deserializer=modelcache_dot_v1_dot_admin__pb2.DescribeModelResponse.FromString,
+                _registered_method=True)
+        self.VerifyModels = channel.unary_stream(
+                '/modelcache.v1.AdminService/VerifyModels',
+                request_serializer=modelcache_dot_v1_dot_admin__pb2.VerifyModelsRequest.SerializeToString,
+                response_deserializer=modelcache_dot_v1_dot_admin__pb2.VerifyModelsResponse.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/modelcache.v1.AdminService/CollectGarbage',
+                request_serializer=modelcache_dot_v1_dot_admin__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=modelcache_dot_v1_dot_admin__pb2.CollectGarbageResponse.FromString,
+                _registered_method=True)
+        self.GetConfig = channel.unary_unary(
+                '/modelcache.v1.AdminService/GetConfig',
+                request_serializer=modelcache_dot_v1_dot_admin__pb2.GetConfigRequest.SerializeToString,
+                response_deserializer=modelcache_dot_v1_dot_admin__pb2.GetConfigResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -152,6 +177,43 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvents(self, request, context):
+        """What happened, newest first: the last few thousand events. Hits leave none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeModel(self, request, context):
+        """One snapshot down to its files, its selections and who keeps it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyModels(self, request, context):
+        """Reads cached files again and compares them with their digests. Asks nobody,
+        but to repair. Streams progress; the last message carries `done`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """What lies in the cache beside models, and with `remove` takes it away where
+        nobody is using it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetConfig(self, request, context):
+        """The settings in force. Secrets are files, and only their paths are told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -199,6 +261,31 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ReleaseLeases,
                     request_deserializer=modelcache_dot_v1_dot_admin__pb2.ReleaseLeasesRequest.FromString,
                     response_serializer=modelcache_dot_v1_dot_admin__pb2.ReleaseLeasesResponse.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=modelcache_dot_v1_dot_admin__pb2.ListEventsRequest.FromString,
+                    response_serializer=modelcache_dot_v1_dot_admin__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'DescribeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeModel,
+                    request_deserializer=modelcache_dot_v1_dot_admin__pb2.DescribeModelRequest.FromString,
+                    response_serializer=modelcache_dot_v1_dot_admin__pb2.DescribeModelResponse.SerializeToString,
+            ),
+            'VerifyModels': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyModels,
+                    request_deserializer=modelcache_dot_v1_dot_admin__pb2.VerifyModelsRequest.FromString,
+                    response_serializer=modelcache_dot_v1_dot_admin__pb2.VerifyModelsResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=modelcache_dot_v1_dot_admin__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=modelcache_dot_v1_dot_admin__pb2.CollectGarbageResponse.SerializeToString,
+            ),
+            'GetConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConfig,
+                    request_deserializer=modelcache_dot_v1_dot_admin__pb2.GetConfigRequest.FromString,
+                    response_serializer=modelcache_dot_v1_dot_admin__pb2.GetConfigResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -445,6 +532,141 @@ class AdminService(object):
             '/modelcache.v1.AdminService/ReleaseLeases',
             modelcache_dot_v1_dot_admin__pb2.ReleaseLeasesRequest.SerializeToString,
             modelcache_dot_v1_dot_admin__pb2.ReleaseLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelcache.v1.AdminService/ListEvents',
+            modelcache_dot_v1_dot_admin__pb2.ListEventsRequest.SerializeToString,
+            modelcache_dot_v1_dot_admin__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelcache.v1.AdminService/DescribeModel',
+            modelcache_dot_v1_dot_admin__pb2.DescribeModelRequest.SerializeToString,
+            modelcache_dot_v1_dot_admin__pb2.DescribeModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelcache.v1.AdminService/VerifyModels',
+            modelcache_dot_v1_dot_admin__pb2.VerifyModelsRequest.SerializeToString,
+            modelcache_dot_v1_dot_admin__pb2.VerifyModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelcache.v1.AdminService/CollectGarbage',
+            modelcache_dot_v1_dot_admin__pb2.CollectGarbageRequest.SerializeToString,
+            modelcache_dot_v1_dot_admin__pb2.CollectGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelcache.v1.AdminService/GetConfig',
+            modelcache_dot_v1_dot_admin__pb2.GetConfigRequest.SerializeToString,
+            modelcache_dot_v1_dot_admin__pb2.GetConfigResponse.FromString,
             options,
             channel_credentials,
             insecure,

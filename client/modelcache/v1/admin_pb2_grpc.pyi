@@ -56,6 +56,20 @@ class AdminServiceStub:
     """Lists all leases, oldest first."""
     ReleaseLeases: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReleaseLeasesRequest, _admin_pb2.ReleaseLeasesResponse]
     """Ends leases by id, by model, or all recovered ones."""
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListEventsRequest, _admin_pb2.ListEventsResponse]
+    """What happened, newest first: the last few thousand events. Hits leave none."""
+    DescribeModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DescribeModelRequest, _admin_pb2.DescribeModelResponse]
+    """One snapshot down to its files, its selections and who keeps it."""
+    VerifyModels: _grpc.UnaryStreamMultiCallable[_admin_pb2.VerifyModelsRequest, _admin_pb2.VerifyModelsResponse]
+    """Reads cached files again and compares them with their digests. Asks nobody,
+    but to repair. Streams progress; the last message carries `done`.
+    """
+    CollectGarbage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CollectGarbageRequest, _admin_pb2.CollectGarbageResponse]
+    """What lies in the cache beside models, and with `remove` takes it away where
+    nobody is using it.
+    """
+    GetConfig: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetConfigRequest, _admin_pb2.GetConfigResponse]
+    """The settings in force. Secrets are files, and only their paths are told."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -85,6 +99,20 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Lists all leases, oldest first."""
     ReleaseLeases: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReleaseLeasesRequest, _admin_pb2.ReleaseLeasesResponse]  # type: ignore[assignment]
     """Ends leases by id, by model, or all recovered ones."""
+    ListEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListEventsRequest, _admin_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """What happened, newest first: the last few thousand events. Hits leave none."""
+    DescribeModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.DescribeModelRequest, _admin_pb2.DescribeModelResponse]  # type: ignore[assignment]
+    """One snapshot down to its files, its selections and who keeps it."""
+    VerifyModels: _aio.UnaryStreamMultiCallable[_admin_pb2.VerifyModelsRequest, _admin_pb2.VerifyModelsResponse]  # type: ignore[assignment]
+    """Reads cached files again and compares them with their digests. Asks nobody,
+    but to repair. Streams progress; the last message carries `done`.
+    """
+    CollectGarbage: _aio.UnaryUnaryMultiCallable[_admin_pb2.CollectGarbageRequest, _admin_pb2.CollectGarbageResponse]  # type: ignore[assignment]
+    """What lies in the cache beside models, and with `remove` takes it away where
+    nobody is using it.
+    """
+    GetConfig: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetConfigRequest, _admin_pb2.GetConfigResponse]  # type: ignore[assignment]
+    """The settings in force. Secrets are files, and only their paths are told."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """The operators' face, on a socket of its own (which serves CacheService too)."""
@@ -165,5 +193,49 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ReleaseLeasesResponse, _abc.Awaitable[_admin_pb2.ReleaseLeasesResponse]]:
         """Ends leases by id, by model, or all recovered ones."""
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _admin_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListEventsResponse, _abc.Awaitable[_admin_pb2.ListEventsResponse]]:
+        """What happened, newest first: the last few thousand events. Hits leave none."""
+
+    @_abc_1.abstractmethod
+    def DescribeModel(
+        self,
+        request: _admin_pb2.DescribeModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DescribeModelResponse, _abc.Awaitable[_admin_pb2.DescribeModelResponse]]:
+        """One snapshot down to its files, its selections and who keeps it."""
+
+    @_abc_1.abstractmethod
+    def VerifyModels(
+        self,
+        request: _admin_pb2.VerifyModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.VerifyModelsResponse], _abc.AsyncIterator[_admin_pb2.VerifyModelsResponse]]:
+        """Reads cached files again and compares them with their digests. Asks nobody,
+        but to repair. Streams progress; the last message carries `done`.
+        """
+
+    @_abc_1.abstractmethod
+    def CollectGarbage(
+        self,
+        request: _admin_pb2.CollectGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CollectGarbageResponse, _abc.Awaitable[_admin_pb2.CollectGarbageResponse]]:
+        """What lies in the cache beside models, and with `remove` takes it away where
+        nobody is using it.
+        """
+
+    @_abc_1.abstractmethod
+    def GetConfig(
+        self,
+        request: _admin_pb2.GetConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetConfigResponse, _abc.Awaitable[_admin_pb2.GetConfigResponse]]:
+        """The settings in force. Secrets are files, and only their paths are told."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

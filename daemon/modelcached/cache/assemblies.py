@@ -80,6 +80,8 @@ class Assemblies:
                 if self._running.get(key) is assembly:
                     del self._running[key]
                 error = None if task.cancelled() else task.exception()
+                if error is None and not task.cancelled() and (done := assembly.fetched()) is not None:
+                    self._core.observe(done)
                 if error is not None and not (assembly.waiters or assembly.attended or assembly.ending):
                     log.warning("background assembly failed", model=assembly.holder, why=str(error))
 

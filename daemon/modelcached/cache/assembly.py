@@ -37,6 +37,7 @@ from modelcached.cache.turns import PASSING_BYTES, Turn
 from modelcached.cache.verification import verify_found
 from modelcached.cache.want import Want, missing, names_of
 from modelcached.errors import CacheError, Reason
+from modelcached.events import ModelsFetched
 from modelcached.ledger.space import Amount, Reservation
 from modelcached.model import Digest, FileEntry, Revision, Selection, SnapshotId, as_commit
 from modelcached.sources.origin import LocalOrigin
@@ -218,6 +219,19 @@ class Assembly:
         self._ended_by = why
         self._work.cancel()
         return True
+
+    def fetched(self) -> ModelsFetched | None:
+        """What it brought, when it is over; None where nothing was missing."""
+        brought = [tally for tally in self.tallies.values() if tally.started or tally.linked_bytes]
+        if not self.publishes or not brought:
+            return None
+        return ModelsFetched(
+            tuple(f"{want.snapshot.repo_id}@{want.snapshot.commit}" for want in self.wants),
+            sum(tally.fetched_bytes for tally in brought),
+            sum(tally.linked_bytes for tally in brought),
+            time.monotonic() - self.started_at,
+            background=not self.waiters,
+        )
 
     @property
     def ending(self) -> bool:

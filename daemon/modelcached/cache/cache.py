@@ -31,6 +31,7 @@ import structlog
 from modelcached.cache import eviction
 from modelcached.cache.assemblies import Assemblies, Watch
 from modelcached.cache.assembly import Tally
+from modelcached.cache.audit import Audit
 from modelcached.cache.core import Core
 from modelcached.cache.leasing import Leasing
 from modelcached.cache.looking import Looking
@@ -54,7 +55,7 @@ from modelcached.cache.want import Want, names_of
 from modelcached.cache.wanting import Wanting
 from modelcached.catalog import Catalog
 from modelcached.errors import CacheError, Reason
-from modelcached.events import RequestEnded
+from modelcached.events import OperatorActed, RequestEnded
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.use import Pin, PinOwner
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
@@ -86,6 +87,7 @@ class Cache:
         self.leasing = Leasing(core)
         self._looking = Looking(core)
         self.scrubber = Scrubber(core, self._assemblies, checks)
+        self.audit = Audit(core, self._assemblies, checks)
         self.shelf = Shelf(core, self._assemblies, self._looking, self.scrubber)
         self._under_way: set[asyncio.Timeout] = set()
         self.stopping = False
@@ -98,7 +100,7 @@ class Cache:
         Raises CacheError.
         """
         began = time.monotonic()
-        outcome, reason = "error", Reason.INTERNAL.value
+        outcome, reason, message = "error", Reason.INTERNAL.value, ""
         try:
             ready = await self._unless_stopped(self._ensure(request, watch, pod_seen))
             outcomes = [model.outcome for model in ready.models]
@@ -108,12 +110,13 @@ class Cache:
             outcome, reason = "cancelled", ""
             raise
         except CacheError as error:
-            reason = error.reason.value
+            reason, message = error.reason.value, error.message
             raise
         finally:
             seconds = time.monotonic() - began
-            self.core.observe(RequestEnded(outcome, reason, seconds))
-            models = [f"{model.repo_id}@{model.revision}" for model in request.models]
+            models = tuple(f"{model.repo_id}@{model.revision}" for model in request.models)
+            holder = request.lease.holder or (f"pod {request.lease.pod_uid}" if request.lease.pod_uid else "")
+            self.core.observe(RequestEnded(outcome, reason, seconds, models, holder, request.request_id, message))
             level = "debug" if outcome == "hit" else "info"
             getattr(log, level)("ensured", models=models, outcome=outcome, reason=reason, seconds=round(seconds, 3))
         return ready
@@ -235,12 +238,15 @@ class Cache:
             if not was_pinned:
                 self.core.use.unpin(pin)
             raise
+        if owner is PinOwner.OPERATOR:
+            self.core.observe(OperatorActed("pinned", f"{repo_id}@{revision}"))
         return self.shelf.describe([snapshot])
 
     async def unpin(self, repo_id: RepoId, revision: Revision) -> bool:
         """Takes an operator's pin away; whether the model list has one of its own. Raises CacheError(PIN_NOT_FOUND)."""
         listed = Pin(repo_id, revision, PinOwner.LIST) in self.core.use.pins
         if await self.drop_pin(Pin(repo_id, revision)):
+            self.core.observe(OperatorActed("unpinned", f"{repo_id}@{revision}"))
             return listed
         if listed:
             raise CacheError(
@@ -264,7 +270,21 @@ class Cache:
 
     def cancel(self, repo_id: RepoId, commit: Commit | None) -> int:
         """Ends running transfers of a model; how many."""
-        return self._assemblies.cancel(repo_id, commit)
+        ended = self._assemblies.cancel(repo_id, commit)
+        if ended:
+            self.core.observe(OperatorActed("cancelled", f"{repo_id}@{commit}" if commit else repo_id))
+        return ended
+
+    async def release(self, lease_ids: Sequence[str]) -> list[str]:
+        """Ends leases for an operator; those that there were."""
+        ending = {lease_id: self.core.use.leases.get(lease_id) for lease_id in lease_ids}
+        released = await self.leasing.release(lease_ids)
+        for lease_id in released:
+            lease = ending[lease_id]
+            if lease is not None:
+                first = lease.models[0].snapshot
+                self.core.observe(OperatorActed("released", f"{first.repo_id}@{first.commit}", str(lease)))
+        return released
 
     async def status(self) -> Status:
         """The disk's truth at this moment."""

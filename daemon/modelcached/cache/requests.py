@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from modelcached.ledger.leases import Lease
-from modelcached.model import Profile, RepoId, Revision, Selection, SnapshotId
+from modelcached.ledger.use import Pin
+from modelcached.model import Digest, Profile, RepoId, Revision, Selection, SnapshotId
 from modelcached.store.index import SnapshotState
 
 
@@ -125,6 +126,104 @@ class CachedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class CachedFile:
+    """One file of a snapshot."""
+
+    path: str
+    size_bytes: int
+    digest: Digest
+    cached: bool
+    """On the disk, as believed."""
+    verified: bool
+    verified_at: float | None
+    """When it was last read and found right, seconds since the epoch; None where it never was."""
+    shared_with: tuple[SnapshotId, ...]
+    """Other snapshots that need the same blob."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDetail:
+    """All that is known of one snapshot."""
+
+    model: CachedModel
+    files: tuple[CachedFile, ...]
+    selections: tuple[Selection, ...]
+    leases: tuple[Lease, ...]
+    pins: tuple[Pin, ...]
+    kept_by: tuple[str, ...]
+    """What keeps it from being evicted now."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionRule:
+    """Which of the models that nothing keeps an operator means."""
+
+    older_than: timedelta | None = None
+    """Not asked for within this time."""
+    until_free_bytes: int | None = None
+    """No more than are needed until so much of the filesystem is free."""
+
+
+class Verdict(enum.Enum):
+    """What is wrong with a file."""
+
+    BAD = "bad"
+    """Its content has another digest."""
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(slots=True)
+class BadFile:
+    """A file that is not as it should be."""
+
+    snapshot: SnapshotId
+    path: str
+    digest: Digest
+    verdict: Verdict
+    repaired: bool = False
+    detail: str = ""
+    """Why it could not be repaired."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """An operator's reading of models, as far as it is."""
+
+    bytes_total: int = 0
+    bytes_done: int = 0
+    files_total: int = 0
+    files_done: int = 0
+    models: int = 0
+    now: str = ""
+    """``org/name@commit path``."""
+    bad: list[BadFile] = field(default_factory=list)
+
+
+class GarbageKind(enum.Enum):
+    """What lies in the cache beside models."""
+
+    PARTIAL = "partial"
+    ORPHAN = "orphan"
+    QUARANTINE = "quarantine"
+    TRASH = "trash"
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """One thing that is no model."""
+
+    kind: GarbageKind
+    name: str
+    repo_id: RepoId | None
+    size_bytes: int
+    """What du loses with it."""
+    modified_at: float
+    """Seconds since the epoch."""
+    in_use: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer:
     """A model on its way."""
 
@@ -172,7 +271,14 @@ class Status:
     filesystem_total_bytes: int
     min_free_bytes: int
     models: int
+    pinned_models: int
+    leased_models: int
     leases: int
+    filesystem_inodes: int | None
+    """None where the filesystem makes them as they are wanted."""
+    filesystem_free_inodes: int | None
+    reserved_inodes: int
+    min_free_inodes: int
     transfers: tuple[Transfer, ...]
     hub_dir: str
     degraded: tuple[str, ...]

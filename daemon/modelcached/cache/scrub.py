@@ -68,6 +68,10 @@ class Scrubber:
             await self._work()
         self._core.forget_mended()
 
+    def last_read(self, digest: Digest, blob: Blob) -> float:
+        """When it was last read and found right, seconds since the epoch."""
+        return self._checks.last(digest, blob.stamp.inode, blob.stamp.mtime_ns / 1e9)
+
     def stop(self) -> None:
         """What is being read is given up, for the pools' ``stopping`` is set."""
         self._thread.stop(wait=False)

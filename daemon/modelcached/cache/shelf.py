@@ -9,12 +9,16 @@ from modelcached.cache.admission import pinned_and_leased
 from modelcached.cache.assemblies import Assemblies
 from modelcached.cache.core import Core
 from modelcached.cache.looking import Looking
-from modelcached.cache.requests import CachedModel, ModelRequest, Status
+from modelcached.cache.requests import CachedFile, CachedModel, EvictionRule, ModelDetail, ModelRequest, Status
 from modelcached.cache.scrub import Scrubber
 from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
-from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
+from modelcached.ledger.space import Amount
+from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit
 from modelcached.store.index import Snapshot, SnapshotState
+
+_LOOK = "cachectl ls shows what is"
+"""To bring what is not there would be no help to who only wants to look at it, or to have it gone."""
 
 
 class Shelf:
@@ -74,6 +78,58 @@ class Shelf:
             )
         return listed
 
+    def detail(self, repo_id: RepoId, revision: Revision) -> ModelDetail:
+        """One snapshot down to its files. Raises CacheError(MODEL_NOT_CACHED)."""
+        core, snapshot = self._core, self.find(repo_id, revision, _LOOK)
+        repo, refs, record = core.index.repo(repo_id), core.refs(), snapshot.record
+        wanted = {path: entry.digest for path, entry in record.manifest.files.items()} if record else {}
+        selected = frozenset[str]().union(*(s.paths for s in record.selections.values())) if record else frozenset()
+        digests = {path: wanted[path] for path in selected if path in wanted} | snapshot.links
+        shared = self._shared(snapshot)
+        files = []
+        for path, digest in sorted(digests.items()):
+            blob = repo.blobs.get(digest) if snapshot.links.get(path) == digest else None
+            entry = record.manifest.files.get(path) if record else None
+            size = blob.stamp.size_bytes if blob is not None else entry.size_bytes if entry is not None else 0
+            read_at = self._scrubber.last_read(digest, blob) if blob is not None and blob.verified else None
+            verified = blob is not None and blob.verified
+            files.append(CachedFile(path, size, digest, blob is not None, verified, read_at, shared.get(digest, ())))
+        return ModelDetail(
+            self.describe([snapshot])[0],
+            tuple(files),
+            tuple(sorted(record.selections.values(), key=lambda s: s.profile)) if record else (),
+            tuple(core.use.leases_on(snapshot.id, refs)),
+            tuple(sorted(core.use.pins_on(snapshot.id, refs), key=str)),
+            tuple(map(str, eviction.protections(core, snapshot))),
+        )
+
+    def _shared(self, snapshot: Snapshot) -> dict[Digest, tuple[SnapshotId, ...]]:
+        """Which other snapshots need each of its blobs, by whatever name."""
+        index, shared = self._core.index, dict[Digest, tuple[SnapshotId, ...]]()
+        for other in sorted(index.snapshots(), key=lambda each: each.id):
+            if other.id == snapshot.id:
+                continue
+            for digest in other.digests & snapshot.digests:
+                mine, theirs = index.blob(snapshot.id.repo_id, digest), index.blob(other.id.repo_id, digest)
+                if mine is not None and theirs is not None and mine.stamp.inode == theirs.stamp.inode:
+                    shared[digest] = (*shared.get(digest, ()), other.id)
+        return shared
+
+    async def by_rule(self, rule: EvictionRule) -> list[SnapshotId]:
+        """What an operator's rule means: of what nothing keeps, in the order in which it would go by itself."""
+        core, now = self._core, self._core.clock.wall()
+        meant = list(eviction.evictable(core))
+        if rule.older_than is not None:
+            horizon = now - rule.older_than.total_seconds()
+            meant = [s for s in meant if (used := core.use.usage.get(s.id)) is None or used.used_at <= horizon]
+        if rule.until_free_bytes is None:
+            return [snapshot.id for snapshot in meant]
+        lacking = rule.until_free_bytes - (await core.filesystem()).free_bytes
+        if lacking <= 0:
+            return []
+        victims, _ = eviction.plan(core, Amount(lacking), meant)
+        return [victim.id for victim in victims]
+
     def page(self, after: SnapshotId | None, size: int) -> tuple[list[CachedModel], SnapshotId | None]:
         """The next snapshots in order of repository and commit, and where the page after begins."""
         ordered = sorted(self._core.index.snapshots(), key=lambda snapshot: snapshot.id)
@@ -83,13 +139,12 @@ class Shelf:
 
     def named(self, repo_id: RepoId, revision: Revision | None) -> list[SnapshotId]:
         """What an operator wants to go: one snapshot, or every cached commit. Raises CacheError(MODEL_NOT_CACHED)."""
-        mend = "cachectl ls shows what is"  # to bring it, only to evict it, would be no help
         if revision is not None:
-            return [self.find(repo_id, revision, mend).id]
+            return [self.find(repo_id, revision, _LOOK).id]
         repo = self._core.index.repos.get(repo_id)
         found = sorted(s.id for s in repo.snapshots.values()) if repo else []
         if not found:
-            raise CacheError(Reason.MODEL_NOT_CACHED, f"{repo_id} is not in the cache", mend=mend)
+            raise CacheError(Reason.MODEL_NOT_CACHED, f"{repo_id} is not in the cache", mend=_LOOK)
         return found
 
     async def status(self) -> Status:
@@ -98,6 +153,11 @@ class Shelf:
         await core.measure("private", "root")  # what grows by itself: records do not, and there are thousands
         disk = await core.filesystem()
         pinned, leased = pinned_and_leased(core)
+        refs = core.refs()
+        used = [repo for repo_id in core.use.used_repos() if (repo := core.index.repos.get(repo_id)) is not None]
+        snapshots = [snapshot.id for repo in used for snapshot in repo.snapshots.values()]
+        pinned_models = sum(bool(core.use.pins_on(snapshot, refs)) for snapshot in snapshots)
+        leased_models = sum(core.use.leased(snapshot, refs) for snapshot in snapshots)
         space = core.space
         return Status(
             budget_bytes=space.limits.budget_bytes,
@@ -112,7 +172,13 @@ class Shelf:
             filesystem_total_bytes=disk.size_bytes,
             min_free_bytes=space.limits.min_free_bytes,
             models=sum(1 for _ in core.index.snapshots()),
+            pinned_models=pinned_models,
+            leased_models=leased_models,
             leases=len(core.use.leases),
+            filesystem_inodes=disk.inodes,
+            filesystem_free_inodes=disk.free_inodes,
+            reserved_inodes=space.reserved_inodes,
+            min_free_inodes=space.limits.min_free_inodes,
             transfers=self._assemblies.transfers(),
             hub_dir=core.layout.hub,
             degraded=tuple(core.degraded.values()),

@@ -23,8 +23,6 @@ from typing import Any
 
 from modelcached.ledger import wal
 
-HISTORY_ROWS = 10_000
-
 _SCHEMA = """
 CREATE TABLE usage (repo_id TEXT, commit_id TEXT, tick INTEGER NOT NULL, used_at REAL NOT NULL,
                     PRIMARY KEY (repo_id, commit_id)) WITHOUT ROWID;
@@ -200,12 +198,19 @@ class _Job:
     loop: asyncio.AbstractEventLoop | None
 
 
+@dataclass(slots=True)
+class _Question:
+    statement: Statement
+    answer: asyncio.Future[list[tuple[Any, ...]]]
+    loop: asyncio.AbstractEventLoop
+
+
 class Database:
     """The writer. ``write`` waits for the commit, ``write_later`` does not."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Job | _Question | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="database", daemon=True)
         self._thread.start()
         self.last_error: str | None = None
@@ -222,6 +227,13 @@ class Database:
         """Commits with the next transaction; a failure only costs order or history, and shows in ``last_error``."""
         self._queue.put(_Job(list(statements), None, None))
 
+    async def read(self, sql: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows, what was written before included. Raises sqlite3.Error."""
+        loop = asyncio.get_running_loop()
+        question = _Question((sql, arguments), loop.create_future(), loop)
+        self._queue.put(question)
+        return await question.answer
+
     def close(self) -> None:
         """Writes what is queued, then closes the file."""
         self._queue.put(None)
@@ -236,9 +248,31 @@ class Database:
                 while len(batch) < 1000:
                     batch.append(self._queue.get_nowait())
             running = None not in batch
-            jobs = [job for job in batch if job is not None]
+            jobs = [job for job in batch if isinstance(job, _Job)]
             if jobs:
                 self._commit(jobs)
+            for question in batch:
+                if isinstance(question, _Question):
+                    self._answer(question)
+
+    def _answer(self, question: _Question) -> None:
+        rows: list[tuple[Any, ...]] = []
+        failed: sqlite3.Error | None = None
+        try:
+            rows = self._connection.execute(*question.statement).fetchall()
+        except sqlite3.Error as error:
+            failed = error
+
+        def settle() -> None:
+            if question.answer.done():
+                return
+            if failed is not None:
+                question.answer.set_exception(failed)
+            else:
+                question.answer.set_result(rows)
+
+        with contextlib.suppress(RuntimeError):  # the loop has gone: nobody waits any more
+            question.loop.call_soon_threadsafe(settle)
 
     def _commit(self, jobs: list[_Job]) -> None:
         """One transaction for all; a job whose statements fail takes back only its own."""

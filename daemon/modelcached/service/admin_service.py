@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from modelcache.v1 import admin_pb2, admin_pb2_grpc
+from modelcache.v1 import admin_pb2, admin_pb2_grpc, common_pb2
 
 from modelcached import __version__
-from modelcached.cache import Cache
+from modelcached.cache import Cache, garbage
+from modelcached.cache.requests import Reading
 from modelcached.errors import CacheError, Reason
+from modelcached.ledger.history import History, Row
 from modelcached.ledger.leases import LeaseKind
 from modelcached.model import SnapshotId, as_commit, parse_repo_id, parse_revision, shown
-from modelcached.service import translate
+from modelcached.service import operators, translate
 from modelcached.service.status import Gate, stream, unary
 
 _LEAST_INTERVAL_SECONDS = 0.1
+PROGRESS_SECONDS = 0.5
 _DEFAULT_PAGE, _MAX_PAGE = 1000, 10_000
+_EVENTS_PAGE, _MAX_EVENTS_PAGE = 100, 1000
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
     """Handlers; each translates, asks the cache, translates back."""
 
-    def __init__(self, cache: Cache, gate: Gate) -> None:
+    def __init__(self, cache: Cache, history: History, config_file: Path | None, gate: Gate) -> None:
         self._cache = cache
+        self._history = history
+        self._config_file = config_file
         self.gate = gate
         self._started_at = cache.core.clock.wall()
 
     async def _status(self) -> admin_pb2.CacheStatus:
-        return translate.status_message(await self._cache.status(), version=__version__, started_at=self._started_at)
+        return operators.status_message(await self._cache.status(), version=__version__, started_at=self._started_at)
 
     @unary
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Any) -> admin_pb2.GetStatusResponse:  # noqa: N802
@@ -51,17 +59,27 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """See the contract."""
         del context
         snapshots: dict[SnapshotId, None] = {}
-        for model in request.models:
-            repo_id = parse_repo_id(model.repo_id)
-            revision = parse_revision(model.revision) if model.revision else None
-            snapshots |= dict.fromkeys(self._cache.shelf.named(repo_id, revision))
-        if not snapshots:
+        by_rule = request.HasField("rule")
+        if by_rule and request.models:
+            raise CacheError(Reason.INVALID_REQUEST, "the request names models and a rule: one or the other")
+        if by_rule:
+            snapshots = dict.fromkeys(await self._cache.shelf.by_rule(operators.eviction_rule(request.rule)))
+        snapshots |= self._named(request.models)
+        if not snapshots and not by_rule:
             raise CacheError(Reason.INVALID_REQUEST, "the request names no model")
         evicted = await self._cache.evict(list(snapshots), dry_run=request.dry_run)
         return admin_pb2.EvictModelsResponse(
-            models=map(translate.evicted_message, evicted),
+            models=map(operators.evicted_message, evicted),
             bytes_freed=sum(e.freed_bytes for e in evicted),
         )
+
+    def _named(self, models: Iterable[common_pb2.ModelReference]) -> dict[SnapshotId, None]:
+        """The cached snapshots that they mean, in that order; a revision left empty means every cached commit."""
+        snapshots: dict[SnapshotId, None] = {}
+        for model in models:
+            revision = parse_revision(model.revision) if model.revision else None
+            snapshots |= dict.fromkeys(self._cache.shelf.named(parse_repo_id(model.repo_id), revision))
+        return snapshots
 
     @unary
     async def PlanModels(self, request: admin_pb2.PlanModelsRequest, context: Any) -> admin_pb2.PlanModelsResponse:  # noqa: N802
@@ -72,7 +90,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
                 Reason.INVALID_REQUEST,
                 f"a plan is for 1 to {translate.MAX_ADAPTERS + 1} models, this one names {len(request.models)}",
             )
-        return translate.plan_message(await self._cache.plan(translate.model_requests(request.models)))
+        return operators.plan_message(await self._cache.plan(translate.model_requests(request.models)))
 
     @unary
     async def PinModel(self, request: admin_pb2.PinModelRequest, context: Any) -> admin_pb2.PinModelResponse:  # noqa: N802
@@ -132,5 +150,77 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             )
         if request.recovered:
             chosen |= dict.fromkeys(lease.id for lease in leases.values() if lease.kind is LeaseKind.RECOVERED)
-        released = await self._cache.leasing.release(list(chosen))
+        released = await self._cache.release(list(chosen))
         return admin_pb2.ReleaseLeasesResponse(lease_ids=released)
+
+    @unary
+    async def ListEvents(self, request: admin_pb2.ListEventsRequest, context: Any) -> admin_pb2.ListEventsResponse:  # noqa: N802
+        """See the contract."""
+        del context
+        size = min(request.page_size or _EVENTS_PAGE, _MAX_EVENTS_PAGE) if request.page_size >= 0 else _EVENTS_PAGE
+        kinds = operators.event_kinds(request.kinds)
+        since = request.since.ToNanoseconds() / 1e9 if request.HasField("since") else 0.0
+        name = parse_repo_id(request.repo_id) if request.repo_id else None
+        before = int(request.page_token) if request.page_token.isdigit() else None
+        if request.page_token and before is None:
+            raise CacheError(Reason.INVALID_REQUEST, f"page_token '{shown(request.page_token)}' is none of ours")
+
+        def wanted(row: Row) -> bool:
+            names = (row.entry.model, *row.entry.others)
+            of_it = name is None or any(each.partition("@")[0] == name for each in names)
+            return row.entry.kind in kinds and row.at >= since and of_it
+
+        rows, more = await self._history.newest(size, before, wanted)
+        return admin_pb2.ListEventsResponse(
+            events=map(operators.event_message, rows), next_page_token=str(rows[-1].id) if more else ""
+        )
+
+    @unary
+    async def DescribeModel(  # noqa: N802
+        self, request: admin_pb2.DescribeModelRequest, context: Any
+    ) -> admin_pb2.DescribeModelResponse:
+        """See the contract."""
+        del context
+        repo_id, revision = parse_repo_id(request.model.repo_id), parse_revision(request.model.revision)
+        return operators.detail_message(self._cache.shelf.detail(repo_id, revision), self._cache.core.clock)
+
+    @stream
+    async def VerifyModels(  # noqa: N802
+        self, request: admin_pb2.VerifyModelsRequest, context: Any
+    ) -> None:
+        """See the contract."""
+        snapshots = self._named(request.models)
+        if not request.models:
+            snapshots = dict.fromkeys(sorted(snapshot.id for snapshot in self._cache.core.index.snapshots()))
+        reading = Reading()
+        work = asyncio.create_task(self._cache.audit.read(snapshots, reading, repair=request.repair), name="verify")
+        try:
+            while not work.done():
+                await context.write(operators.reading_message(reading))
+                await asyncio.wait({work}, timeout=PROGRESS_SECONDS)
+        finally:
+            work.cancel()  # its caller has gone
+        await work
+        await context.write(operators.read_message(reading))
+
+    @unary
+    async def CollectGarbage(  # noqa: N802
+        self, request: admin_pb2.CollectGarbageRequest, context: Any
+    ) -> admin_pb2.CollectGarbageResponse:
+        """See the contract."""
+        del context
+        kinds = operators.garbage_kinds(request.kinds)
+        if request.remove:
+            items, freed = await garbage.collect(self._cache.core, kinds)
+        else:
+            items = await garbage.found(self._cache.core, kinds)
+            freed = sum(item.size_bytes for item in items if not item.in_use)
+        return admin_pb2.CollectGarbageResponse(items=map(operators.garbage_message, items), bytes_freed=freed)
+
+    @unary
+    async def GetConfig(self, request: admin_pb2.GetConfigRequest, context: Any) -> admin_pb2.GetConfigResponse:  # noqa: N802
+        """See the contract."""
+        del request, context
+        return admin_pb2.GetConfigResponse(
+            settings=operators.setting_messages(self._cache.core.config), config_file=str(self._config_file or "")
+        )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,6 +16,7 @@ from modelcache.v1 import admin_pb2, admin_pb2_grpc, cache_pb2, cache_pb2_grpc
 
 from modelcached.cache import Cache
 from modelcached.config import ServerSection
+from modelcached.ledger.history import History
 from modelcached.service.admin_service import AdminService
 from modelcached.service.cache_service import CacheService
 from modelcached.service.sockets import Socket
@@ -27,9 +29,17 @@ _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 class Server:
     """The gRPC side of the daemon."""
 
-    def __init__(self, cache: Cache, section: ServerSection, pod_seen: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        history: History,
+        section: ServerSection,
+        pod_seen: Callable[[str], bool],
+        config_file: Path | None,
+    ) -> None:
         gate, admin_gate = Gate(section.max_streams), Gate(section.max_streams)  # workloads must not lock operators out
-        cache_service, admin_service = CacheService(cache, gate, pod_seen), AdminService(cache, admin_gate)
+        cache_service = CacheService(cache, gate, pod_seen)
+        admin_service = AdminService(cache, history, config_file, admin_gate)
         operators_cache_service = CacheService(cache, admin_gate, pod_seen)
         self._health = HealthServicer()
         self._drain = section.drain_timeout

@@ -9,23 +9,16 @@ from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from modelcache.v1 import admin_pb2, cache_pb2, common_pb2
+from modelcache.v1 import cache_pb2, common_pb2
 
 from modelcached.cache.requests import (
     CachedModel,
     EnsureRequest,
-    Evicted,
-    Fit,
     LeaseWish,
-    Listed,
     ModelRequest,
     Outcome,
-    Plan,
     Progress,
     Ready,
-    Standing,
-    Status,
-    Transfer,
 )
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.clock import Clock
@@ -42,13 +35,6 @@ _OUTCOMES = {
     Outcome.JOINED: common_pb2.OUTCOME_JOINED,
     Outcome.DOWNLOADED: common_pb2.OUTCOME_DOWNLOADED,
 }
-_FITS = {
-    Fit.CACHED: admin_pb2.FIT_CACHED,
-    Fit.NOW: admin_pb2.FIT_NOW,
-    Fit.AFTER_EVICTION: admin_pb2.FIT_AFTER_EVICTION,
-    Fit.NOT_NOW: admin_pb2.FIT_NOT_NOW,
-    Fit.NEVER: admin_pb2.FIT_NEVER,
-}
 _KINDS = {
     LeaseKind.POD: common_pb2.LEASE_KIND_POD,
     LeaseKind.STREAM: common_pb2.LEASE_KIND_STREAM,
@@ -59,13 +45,6 @@ _STATES = {
     SnapshotState.READY: common_pb2.MODEL_STATE_READY,
     SnapshotState.UNVERIFIED: common_pb2.MODEL_STATE_UNVERIFIED,
     SnapshotState.CONDEMNED: common_pb2.MODEL_STATE_CONDEMNED,
-}
-
-_STANDINGS = {
-    Standing.HELD: admin_pb2.LISTED_STATE_HELD,
-    Standing.FETCHING: admin_pb2.LISTED_STATE_FETCHING,
-    Standing.WAITING: admin_pb2.LISTED_STATE_WAITING,
-    Standing.FAILING: admin_pb2.LISTED_STATE_FAILING,
 }
 
 
@@ -223,88 +202,6 @@ def model_message(model: CachedModel) -> common_pb2.Model:
         state=_STATES[model.state],
         path=model.path,
     )
-
-
-def transfer_message(transfer: Transfer) -> admin_pb2.Transfer:
-    """A running transfer."""
-    progress = transfer.progress
-    return admin_pb2.Transfer(
-        repo_id=transfer.snapshot.repo_id,
-        commit=transfer.snapshot.commit,
-        bytes_total=progress.bytes_total,
-        bytes_done=progress.bytes_done,
-        bytes_per_second=progress.bytes_per_second,
-        eta=duration(progress.eta),
-        waiters=progress.waiters,
-        background=transfer.background,
-        detail=progress.detail,
-    )
-
-
-def listed_message(listed: Listed) -> admin_pb2.ListedModel:
-    """A model of the model list."""
-    return admin_pb2.ListedModel(
-        repo_id=listed.repo_id,
-        revision=listed.revision,
-        profile=listed.profile,
-        priority=listed.priority,
-        state=_STANDINGS[listed.standing],
-        detail=listed.detail,
-    )
-
-
-def status_message(status: Status, *, version: str, started_at: float) -> admin_pb2.CacheStatus:
-    """The disk's truth."""
-    return admin_pb2.CacheStatus(
-        budget_bytes=status.budget_bytes,
-        used_bytes=status.used_bytes,
-        reserved_bytes=status.reserved_bytes,
-        partial_bytes=status.partial_bytes,
-        trash_bytes=status.trash_bytes,
-        quarantine_bytes=status.quarantine_bytes,
-        pinned_bytes=status.pinned_bytes,
-        leased_bytes=status.leased_bytes,
-        filesystem_free_bytes=status.filesystem_free_bytes,
-        filesystem_total_bytes=status.filesystem_total_bytes,
-        min_free_bytes=status.min_free_bytes,
-        models=status.models,
-        transfers=map(transfer_message, status.transfers),
-        leases=status.leases,
-        hub_dir=status.hub_dir,
-        version=version,
-        started_at=timestamp(started_at),
-        degraded=status.degraded,
-        model_list=map(listed_message, status.listed),
-    )
-
-
-def plan_message(plan: Plan) -> admin_pb2.PlanModelsResponse:
-    """A plan."""
-    return admin_pb2.PlanModelsResponse(
-        models=[
-            admin_pb2.PlannedModel(
-                repo_id=model.snapshot.repo_id,
-                revision=model.revision,
-                commit=model.snapshot.commit,
-                profile=model.selection.profile,
-                format=model.selection.format,
-                bytes_total=model.bytes_total,
-                bytes_to_fetch=model.bytes_to_fetch,
-            )
-            for model in plan.models
-        ],
-        fit=_FITS[plan.fit],
-        bytes_needed=plan.bytes_needed,
-        bytes_room=plan.bytes_room,
-        evicts=map(evicted_message, plan.evicts),
-        reason=plan.why,
-    )
-
-
-def evicted_message(evicted: Evicted) -> admin_pb2.EvictedModel:
-    """What went, or would go."""
-    snapshot = evicted.snapshot
-    return admin_pb2.EvictedModel(repo_id=snapshot.repo_id, commit=snapshot.commit, bytes_freed=evicted.freed_bytes)
 
 
 def page_token(snapshot: SnapshotId | None) -> str:

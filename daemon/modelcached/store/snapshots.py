@@ -197,6 +197,10 @@ class SnapshotStore:
             removed.append(os.path.basename(path))
         return removed
 
+    def remove_name(self, directory: str, name: str) -> None:
+        """Removes one thing from trash/ or quarantine/; it may have gone already."""
+        self._disk.remove_tree(f"{directory}/{name}")
+
     def write_ref(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
         """Points a branch or tag at the commit."""
         path = self._layout.ref(repo_id, revision)

@@ -90,6 +90,11 @@ class FakeDaemon:
     leases: list[common_pb2.Lease] = field(default_factory=list)
     evictable: admin_pb2.EvictModelsResponse = field(default_factory=admin_pb2.EvictModelsResponse)
     planned: admin_pb2.PlanModelsResponse = field(default_factory=admin_pb2.PlanModelsResponse)
+    detail: admin_pb2.DescribeModelResponse = field(default_factory=admin_pb2.DescribeModelResponse)
+    events: list[admin_pb2.Event] = field(default_factory=list)
+    read: admin_pb2.VerifyDone = field(default_factory=admin_pb2.VerifyDone)
+    garbage: admin_pb2.CollectGarbageResponse = field(default_factory=admin_pb2.CollectGarbageResponse)
+    config: admin_pb2.GetConfigResponse = field(default_factory=admin_pb2.GetConfigResponse)
     listed: bool = False
     """The model list keeps what is unpinned."""
     server: grpc.Server | None = None
@@ -224,3 +229,40 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
         self.daemon.asked.append(request)
         self.daemon.on_any(context)
         return admin_pb2.ReleaseLeasesResponse(lease_ids=request.lease_ids or ["lease-7"])
+
+    def WatchStatus(self, request, context):  # noqa: N802
+        self.daemon.asked.append(request)
+        self.daemon.on_any(context)
+        while context.is_active():
+            yield admin_pb2.WatchStatusResponse(status=self.daemon.status)
+
+    def DescribeModel(self, request, context):  # noqa: N802
+        self.daemon.asked.append(request)
+        self.daemon.on_any(context)
+        return self.daemon.detail
+
+    def ListEvents(self, request, context):  # noqa: N802
+        """Pages of two, as ListModels."""
+        self.daemon.asked.append(request)
+        self.daemon.on_any(context)
+        at = int(request.page_token or 0)
+        more = at + 2 < len(self.daemon.events)
+        return admin_pb2.ListEventsResponse(
+            events=self.daemon.events[at : at + 2], next_page_token=str(at + 2) if more else ""
+        )
+
+    def VerifyModels(self, request, context):  # noqa: N802
+        self.daemon.asked.append(request)
+        self.daemon.on_any(context)
+        yield admin_pb2.VerifyModelsResponse(progress=admin_pb2.VerifyProgress(bytes_total=10, bytes_done=5))
+        yield admin_pb2.VerifyModelsResponse(done=self.daemon.read)
+
+    def CollectGarbage(self, request, context):  # noqa: N802
+        self.daemon.asked.append(request)
+        self.daemon.on_any(context)
+        return self.daemon.garbage
+
+    def GetConfig(self, request, context):  # noqa: N802
+        self.daemon.asked.append(request)
+        self.daemon.on_any(context)
+        return self.daemon.config

@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -29,6 +30,12 @@ STATUS_KEYS = {
     "transfers",
     "min_free_bytes",
     "filesystem_total_bytes",
+    "filesystem_inodes",
+    "filesystem_free_inodes",
+    "reserved_inodes",
+    "min_free_inodes",
+    "pinned_models",
+    "leased_models",
     "pinned_bytes",
     "leased_bytes",
     "leases",
@@ -60,6 +67,12 @@ VERBS = {
     "cancel": ["org/name"],
     "leases": [],
     "release": [LEASE],
+    "show": ["org/name"],
+    "events": [],
+    "verify": ["--all"],
+    "gc": ["--yes"],
+    "config": [],
+    "top": ["--count", "1"],
 }
 
 
@@ -126,6 +139,47 @@ def full_daemon(daemon):
         for number, kind in enumerate((1, 2, 3, 4))
     ]
     daemon.leases[2].expires_at.FromDatetime(datetime(2126, 1, 2, tzinfo=UTC))
+    daemon.detail = admin_pb2.DescribeModelResponse(
+        model=used,
+        files=[
+            admin_pb2.ModelFile(path="\x1b[2Jconfig.json", size_bytes=600, digest="git-sha1:" + "1" * 40),
+            admin_pb2.ModelFile(
+                path="deep/" + "w" * 70 + ".safetensors",
+                size_bytes=5_000_000_000,
+                digest="sha256:" + "2" * 64,
+                cached=True,
+                verified=True,
+                shared_with=[f"org/other@{COMMIT}"],
+            ),
+        ],
+        selections=[admin_pb2.ModelSelection(profile="vllm", format="safetensors", paths=["a", "b"])],
+        leases=[common_pb2.Lease(id="lease-1", kind=1, holder="pod x")],
+        pins=[admin_pb2.ModelPin(revision="main", listed=True)],
+        kept_by=["pinned as main of the model list"],
+    )
+    daemon.detail.files[1].verified_at.FromDatetime(datetime(2026, 1, 2, tzinfo=UTC))
+    daemon.events = [
+        admin_pb2.Event(id=number, kind=kind, model=f"org/name@{COMMIT}", reason="space", bytes=5_000, holder="pod x")
+        for number, kind in ((9, admin_pb2.EVENT_KIND_EVICTED), (8, admin_pb2.EVENT_KIND_FETCHED), (7, 99))
+    ]
+    for event in daemon.events:
+        event.at.FromDatetime(datetime(2026, 1, 2, tzinfo=UTC))
+        event.duration.FromSeconds(90)
+    daemon.read = admin_pb2.VerifyDone(models=1, files=2, bytes=5_000)
+    daemon.garbage = admin_pb2.CollectGarbageResponse(
+        items=[
+            admin_pb2.Garbage(kind=admin_pb2.GARBAGE_KIND_PARTIAL, name="3" * 64, bytes=1_000, in_use=True),
+            admin_pb2.Garbage(kind=admin_pb2.GARBAGE_KIND_ORPHAN, name="4" * 64, bytes=5_000, repo_id="org/name"),
+        ],
+        bytes_freed=5_000,
+    )
+    daemon.config = admin_pb2.GetConfigResponse(
+        config_file="/etc/modelcached/config.toml",
+        settings=[
+            admin_pb2.Setting(name="cache.budget", value='"500GB"', default_value='"80%"', reloadable=True),
+            admin_pb2.Setting(name="transfer.models", value="4", default_value="4"),
+        ],
+    )
     daemon.evictable = admin_pb2.EvictModelsResponse(
         models=[admin_pb2.EvictedModel(repo_id="org/name", commit=COMMIT, bytes_freed=5_000)], bytes_freed=5_000
     )
@@ -390,6 +444,15 @@ def test_a_daemon_that_is_down_is_one_clear_line(idle_daemon, cachectl, verb):
         ["pull", "org/name", "--profile", "full", "--include", "*"],
         ["release"],
         ["status", "--bogus"],
+        ["verify"],
+        ["verify", "org/name", "--all"],
+        ["show"],
+        ["gc", "--kind", "nothing"],
+        ["events", "--since", "yesterday"],
+        ["evict", "org/name", "--all-unpinned"],
+        ["evict", "--until-free", "200"],
+        ["ls", "--sort", "colour"],
+        ["top", "--count", "0"],
         ["status", "--address", "nowhere"],
     ],
 )
@@ -398,6 +461,146 @@ def test_usage_errors_are_64(cachectl, arguments):
     assert (status, out) == (64, "")
     assert err
     assert ".;" not in err
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "pull"])
+def test_every_verb_fits_80_columns_and_has_no_colour_in_a_pipe(full_daemon, cachectl, verb):
+    status, out, err = cachectl(verb, *VERBS[verb])
+    assert status == 0
+    assert "\x1b" not in out + err
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+    assert [line for line in cachectl(verb, "--help")[1].splitlines() if len(line) > 80] == []
+
+
+def test_show_has_files_profiles_pins_leases_and_events(full_daemon, cachectl):
+    status, out, _ = cachectl("show", "org/name@v1")
+    assert status == 0
+    assert "vllm: 2 files, safetensors" in out
+    assert "main of the model list" in out
+    assert "kept by   pinned as main" in out
+    assert "missing" in out
+    assert "5.0 GB" in out
+    assert "evicted" in out
+    told = json.loads(cachectl("show", "org/name", "--json")[1])
+    assert set(told) == LS_KEYS | {"path", "files", "selections", "pins", "kept_by", "events"}
+    assert told["pins"] == [{"revision": "main", "owner": "list"}]
+    assert told["files"][1] == {
+        "path": "deep/" + "w" * 70 + ".safetensors",
+        "size_bytes": 5_000_000_000,
+        "digest": "sha256:" + "2" * 64,
+        "cached": True,
+        "verified": True,
+        "verified_at": "2026-01-02T00:00:00Z",
+        "shared_with": [f"org/other@{COMMIT}"],
+    }
+    asked = full_daemon.asked[0]
+    assert (asked.model.repo_id, asked.model.revision) == ("org/name", "v1")
+
+
+def test_events_are_asked_for_by_repository_kind_and_time_and_read_page_after_page(full_daemon, cachectl):
+    status, out, _ = cachectl("events", "org/name", "--kind", "evicted", "--since", "1h", "--json")
+    told = json.loads(out)
+    assert (status, [event["kind"] for event in told]) == (0, ["evicted", "fetched", "unknown"])
+    assert told[0] == {
+        "id": 9,
+        "at": "2026-01-02T00:00:00Z",
+        "kind": "evicted",
+        "model": f"org/name@{COMMIT}",
+        "reason": "space",
+        "bytes": 5000,
+        "seconds": 90.0,
+        "holder": "pod x",
+        "request_id": None,
+        "detail": None,
+    }
+    first = full_daemon.asked[0]
+    assert (first.repo_id, list(first.kinds)) == ("org/name", [admin_pb2.EVENT_KIND_EVICTED])
+    assert 3590 < time.time() - first.since.seconds < 3700
+    assert "space, 5.0 kB, in 1m 30s, for pod x" in cachectl("events", "--limit", "1")[1].replace("\n", " ")
+    assert len(json.loads(cachectl("events", "--limit", "1", "--json")[1])) == 1
+    full_daemon.events = []
+    assert cachectl("events")[:2] == (0, "")
+
+
+def test_verify_says_what_is_bad_and_exits_65(full_daemon, cachectl):
+    status, out, err = cachectl("verify", "org/name@v1", "--repair")
+    assert (status, out) == (0, "")
+    assert "2 files of 1 model (5.0 kB) read; none bad" in err
+    assert (full_daemon.asked[0].repair, full_daemon.asked[0].models[0].revision) == (True, "v1")
+    bad = admin_pb2.BadFile(repo_id="org/name", commit=COMMIT, path="w", digest="sha256:0", verdict=1)
+    full_daemon.read.bad.append(bad)
+    status, out, err = cachectl("verify", "--all")
+    assert status == 65
+    assert "served to nobody new" in out
+    assert "--repair" in err
+    assert list(full_daemon.asked[-1].models) == []
+    told = json.loads(cachectl("verify", "--all", "--json")[1])["bad"]
+    assert told == [
+        {
+            "repo_id": "org/name",
+            "commit": COMMIT,
+            "path": "w",
+            "digest": "sha256:0",
+            "verdict": "bad",
+            "repaired": False,
+            "detail": None,
+        }
+    ]
+    full_daemon.read.bad[0].repaired = True
+    status, out, _ = cachectl("verify", "--all")
+    assert status == 0
+    assert "fetched again" in out
+
+
+def test_gc_shows_what_there_is_and_refuses_without_a_terminal_or_yes(full_daemon, cachectl):
+    status, out, err = cachectl("gc")
+    assert (status, out) == (64, "")
+    assert "in use: it stays" in err
+    assert "of org/name: whole" in err
+    assert [request.remove for request in full_daemon.asked] == [False]
+    told = json.loads(cachectl("gc", "--dry-run", "--kind", "orphan", "--json")[1])
+    assert (told["removed"], told["bytes_freed"], told["items"][1]["repo_id"]) == (False, 5000, "org/name")
+    assert list(full_daemon.asked[-1].kinds) == [admin_pb2.GARBAGE_KIND_ORPHAN]
+    status, _, err = cachectl("gc", "--yes")
+    assert status == 0
+    assert "5.0 kB freed" in err
+    assert [request.remove for request in full_daemon.asked[-2:]] == [False, True]
+    full_daemon.garbage = admin_pb2.CollectGarbageResponse()
+    assert json.loads(cachectl("gc", "--yes", "--json")[1]) == {"removed": True, "items": [], "bytes_freed": 0}
+    assert full_daemon.asked[-1].remove is False  # there was nothing to be removed
+
+
+def test_config_says_what_differs(full_daemon, cachectl):
+    status, out, err = cachectl("config")
+    assert status == 0
+    assert "cache.budget" in out
+    assert "/etc/modelcached/config.toml" in err
+    told = json.loads(cachectl("config", "--changed", "--json")[1])
+    assert told == {
+        "config_file": "/etc/modelcached/config.toml",
+        "settings": {"cache.budget": {"value": "500GB", "default": "80%", "reloadable": True}},
+    }
+
+
+def test_a_rule_says_which_go_and_what_was_shown_is_what_goes(full_daemon, cachectl):
+    assert cachectl("evict", "--older-than", "7d", "--until-free", "200GB", "--yes")[0] == 0
+    planned, gone = full_daemon.asked
+    assert (planned.rule.older_than.seconds, planned.rule.until_free_bytes) == (7 * 86400, 200 * 10**9)
+    assert planned.dry_run
+    assert not gone.HasField("rule")
+    assert [(model.repo_id, model.revision) for model in gone.models] == [("org/name", COMMIT)]
+    full_daemon.evictable = admin_pb2.EvictModelsResponse()
+    status, out, err = cachectl("evict", "--all-unpinned", "--yes")
+    assert (status, out) == (0, "")
+    assert "nothing that may go is like that" in err
+    assert [request.dry_run for request in full_daemon.asked[2:]] == [True]
+
+
+def test_top_asks_for_its_interval_and_ends_at_its_count(full_daemon, cachectl):
+    status, out, _ = cachectl("top", "--json", "--count", "2", "--interval", "250ms")
+    assert status == 0
+    assert [set(json.loads(line)) for line in out.splitlines()] == [STATUS_KEYS] * 2
+    assert full_daemon.asked[0].interval.ToMilliseconds() == 250
 
 
 def test_names_from_upstream_cannot_move_the_cursor_or_change_colours(daemon, cachectl):
