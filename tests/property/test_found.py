@@ -108,3 +108,23 @@ def test_a_kill_between_two_evictions_of_a_repository_shows_no_snapshot_without_
             state.ensure(model=(ALPHA, number, VLLM), kind="ttl", number=0)
         state.release(number=0, count=12)
         state.be_killed_at_work(model=(ALPHA, 0, VLLM), number=0, calls=calls, what="evict", another_boot=False)
+
+
+def test_a_request_that_comes_to_nothing_leaves_no_empty_directory_of_what_went_for_it(errors: list[str]) -> None:
+    """What it had linked at an earlier try goes for itself, at the next."""
+    state = CacheMachine()
+    state.begin(seed=852, room=-200)
+    main, gamma = Revision("main"), RepoId("org/gamma")
+    one, two = ((RepoId(f"org/lora-{name}"), main, VLLM) for name in ("one", "two"))
+    state.ensure_adapters(base=(ALPHA, main, VLLM), kind="ttl", more=[one, two])
+    state.ensure_something()
+    state.a_branch_moves_on(kind="ttl", number=0)
+    state.a_branch_moves_on(kind="ttl", number=0)
+    state.ensure_something()
+    state.ensure_adapters(base=(gamma, main, Profile("full")), kind="ttl", more=[one])
+    for _ in range(3):
+        state.ensure_something()
+    state.ensure_adapters(base=(ALPHA, main, VLLM), kind="ttl", more=[one])
+    for _ in range(2):
+        state.ensure_something()
+    state.teardown()

@@ -28,6 +28,7 @@ from modelcached.cache.admission import (
 )
 from modelcached.cache.callers import Caller
 from modelcached.cache.core import Core
+from modelcached.cache.eviction import remove_if_bare
 from modelcached.cache.linking import link
 from modelcached.cache.planning import to_reserve
 from modelcached.cache.publication import publish
@@ -211,6 +212,10 @@ class Assembly:
             if self._ended_by is None:
                 raise
             raise self._ended_by from None
+        except CacheError:
+            for repo_id in {want.snapshot.repo_id for want in self.wants}:  # unless somebody waits, who does that
+                await remove_if_bare(self.core, repo_id)
+            raise
 
     def end(self, why: CacheError) -> bool:
         """Ends it for all who wait; what others want too goes on. False when it is too late: it is being published."""

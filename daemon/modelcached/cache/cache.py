@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -144,8 +145,7 @@ class Cache:
             watch.for_space_until = time.monotonic() + request.wait_for_space.total_seconds()
         token = request.token or read_token(self.core.config.hub.token_file)
         wants = await self._wanting.wants(request.models, token, watch)
-        snapshots = [want.snapshot for want in wants]
-        with self.core.use.hold(snapshots, names_of(wants)):
+        async with self._holding(wants):
             tallies = await self._make_whole(wants, token, watch)
             lease = await self.leasing.grant(wants, request.lease, pod_seen)
         if request.prewarm or (request.prewarm is None and self.core.config.cache.prewarm):
@@ -153,6 +153,17 @@ class Cache:
         return Ready(
             tuple(self._ready(want, tallies.get(want.snapshot)) for want in wants), lease, self.core.layout.hub
         )
+
+    @asynccontextmanager
+    async def _holding(self, wants: Sequence[Want]) -> AsyncIterator[None]:
+        """Nothing of it goes meanwhile. Where it comes to nothing, no empty directory is left of it."""
+        try:
+            with self.core.use.hold([want.snapshot for want in wants], names_of(wants)):
+                yield
+        except CacheError:
+            for repo_id in {want.snapshot.repo_id for want in wants}:
+                await eviction.remove_if_bare(self.core, repo_id)
+            raise
 
     async def _make_whole(self, wants: tuple[Want, ...], token: str | None, watch: Watch) -> dict[SnapshotId, Tally]:
         """What is not on the disk, and their names; what each was made from, where it was not all there."""
@@ -176,7 +187,7 @@ class Cache:
             raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
         token = read_token(self.core.config.hub.token_file)
         wants = await self._wanting.wants((model,), token, watch)
-        with self.core.use.hold([want.snapshot for want in wants], names_of(wants)):
+        async with self._holding(wants):
             await self._make_whole(wants, token, watch)
             await self.pin(model.repo_id, model.revision, PinOwner.LIST)
 
