@@ -22,6 +22,7 @@ from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
 from modelcached.errors import CacheError
 from modelcached.store.claim import Claim
 from modelcached.store.disk import Disk
+from modelcached.store.memory import give_buffers_back
 
 EXIT_IO = 74
 """EX_IOERR."""
@@ -87,6 +88,7 @@ def _run(config: Config, config_file: Path | None, flags: dict[str, dict[str, An
     # A directory has its mode from its first moment: one that was made under a narrower mask, by a daemon that was
     # killed before it could set the mode, would stay unreadable to workloads for ever.
     os.umask(0o022)
+    give_buffers_back()
     try:
         with Claim(Disk(), str(config.cache.dir)) as claim:
             # A third of a second of imports, behind the claim: a large cache is being read meanwhile, on another core.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 PROC = "/proc"
 CGROUP = "/sys/fs/cgroup"
+_M_MMAP_THRESHOLD = -3
+_LARGE_BYTES = 1 << 20
 
 
 def available_bytes(proc: str = PROC, cgroup: str = CGROUP) -> int:
@@ -22,23 +25,46 @@ def available_bytes(proc: str = PROC, cgroup: str = CGROUP) -> int:
     return min([machine << 10, *_groups(proc, cgroup)])
 
 
+def give_buffers_back() -> None:
+    """Has what is freed of large buffers go back to the system at once, where the C library is glibc.
+
+    By itself (mallopt(3), M_MMAP_THRESHOLD) it keeps what was freed for the next time, up to 32 MiB a buffer: after one
+    transfer the daemon has 10 MiB more for ever.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def smallest_limit_bytes(proc: str = PROC, cgroup: str = CGROUP) -> int | None:
+    """The least memory.max of a control group (v2) of ours; None where there is no limit. Blocking."""
+    limits = (_number(f"{directory}/memory.max") for directory in _directories(proc, cgroup))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def _groups(proc: str, cgroup: str) -> list[int]:
     """What each group from ours to the root has left; none where there is no version 2, or no limit."""
+    left = []
+    for directory in _directories(proc, cgroup):
+        limit, current = _number(f"{directory}/memory.max"), _number(f"{directory}/memory.current")
+        if limit is not None and current is not None:
+            idle = _field(f"{directory}/memory.stat", "inactive_file") or 0
+            left.append(max(0, limit - current + idle))
+    return left
+
+
+def _directories(proc: str, cgroup: str) -> list[str]:
+    """Of each control group (v2) from the root to ours."""
     try:
         with open(f"{proc}/self/cgroup", encoding="utf-8") as file:
             paths = [line.rstrip("\n")[3:] for line in file if line.startswith("0::")]
     except OSError:
         return []
-    left = []
+    found = []
     for path in paths:
         parts = [part for part in path.split("/") if part and part != ".."]
-        for depth in range(len(parts) + 1):
-            directory = os.path.join(cgroup, *parts[:depth])
-            limit, current = _number(f"{directory}/memory.max"), _number(f"{directory}/memory.current")
-            if limit is not None and current is not None:
-                idle = _field(f"{directory}/memory.stat", "inactive_file") or 0
-                left.append(max(0, limit - current + idle))
-    return left
+        found += [os.path.join(cgroup, *parts[:depth]) for depth in range(len(parts) + 1)]
+    return found
 
 
 def _field(path: str, name: str) -> int | None:
