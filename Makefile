@@ -43,9 +43,10 @@ lint: $(VENV)/ready
 	$(BIN)/lint-imports --no-cache
 	cd proto && ../$(BIN)/buf lint
 
-## docs: writes the tables in docs/ from the code's own
+## docs: writes the tables in docs/ from the code's own, and what deploy/monitoring has from its rules and panels
 docs: $(VENV)/ready
 	$(BIN)/python docs/generate.py
+	$(BIN)/python deploy/monitoring/generate.py
 
 ## proto: generates client/modelcache/v1 from proto/
 proto: $(VENV)/ready

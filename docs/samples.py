@@ -140,6 +140,12 @@ GARBAGE = admin_pb2.CollectGarbageResponse(
     ],
     bytes_freed=3_400_000_000,
 )
+FINDING = admin_pb2.Finding(
+    level=admin_pb2.FINDING_LEVEL_WARNING,
+    check="memory",
+    text="a control group limits the daemon to 2.1 GB, and what it writes counts against it",
+    mend="set no memory limit on the daemon (docs/design.md, Memory)",
+)
 SETTING = admin_pb2.Setting(name="cache.budget", value='"500GB"', default_value='"80%"', reloadable=True)
 CONFIG = admin_pb2.GetConfigResponse(settings=[SETTING], config_file="/etc/modelcached/config.toml")
 
@@ -157,6 +163,7 @@ JSON: dict[str, Callable[[], object]] = {
     "verify": lambda: rows.verified_row(admin_pb2.VerifyDone(models=1, files=14, bytes=15_242_690_000, bad=[BAD])),
     "gc": lambda: rows.garbage_row(GARBAGE, removed=True),
     "events": lambda: [rows.event_row(EVENT)],
+    "doctor": lambda: [rows.finding_row(FINDING)],
     "config": lambda: rows.config_row(CONFIG, [SETTING]),
 }
 """By verb. ``top`` prints one object a line."""

@@ -84,6 +84,11 @@ class Admin:
         request = admin_pb2.CollectGarbageRequest(kinds=kinds, remove=remove)
         return answer(self._stub.CollectGarbage, request, EVICT_SECONDS)
 
+    def diagnose(self, repo_id: str = "") -> Stream[admin_pb2.Finding]:
+        """The checklist that a person would go through, as the daemon sees it; ``repo_id``: whose access is tried."""
+        request = admin_pb2.DiagnoseRequest(repo_id=repo_id)
+        return Stream(self._stub.Diagnose(request), lambda response: response.finding)
+
     def config(self) -> admin_pb2.GetConfigResponse:
         """The settings in force."""
         return answer(self._stub.GetConfig, admin_pb2.GetConfigRequest())

@@ -57,6 +57,7 @@ RELOADABLE = {
     "scrub": {"interval", "rate"},
     "policy": {"allow", "deny", "deny_files"},
     "models": {"file"},
+    "metrics": {"models", "page"},
     "log": {"level"},
 }
 """Keys that take effect when the file changes; the others need a restart, and the daemon says so."""
@@ -281,6 +282,10 @@ class MetricsSection(_Section):
 
     address: Annotated[str, AfterValidator(_host_port)] = "127.0.0.1:9095"
     """host:port of /metrics, /healthz and /readyz; empty turns the listener off."""
+    page: bool = True
+    """Whether there is a status page at / (read-only; whoever reaches the address sees the names of models)."""
+    models: int = Field(default=0, ge=0, le=1000)
+    """For how many cached models, those asked for last, there are series of their own; each costs two."""
 
 
 class LeasesSection(_Section):

@@ -9,6 +9,7 @@ import os
 import signal
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from modelcached.cache.rescan import Rescan
 from modelcached.cache.rescue import make_room
 from modelcached.catalog import Catalog, CatalogLimits
 from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
+from modelcached.doctor import Doctor, Surroundings
 from modelcached.errors import CacheError, Reason
 from modelcached.events import DaemonStarted, Event, HubCalled
 from modelcached.ledger import database as state
@@ -45,9 +47,9 @@ from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
 from modelcached.store.measure import filesystem
 from modelcached.store.owner import Ballast
-from modelcached.telemetry import logs
+from modelcached.telemetry import logs, page
 from modelcached.telemetry.lag import LoopLag
-from modelcached.telemetry.listener import Listener
+from modelcached.telemetry.listener import Listener, Page
 from modelcached.telemetry.metrics import Metrics
 from modelcached.transfer.flights import Flights, TransferLimits
 from modelcached.transfer.pace import RateLimiter
@@ -133,6 +135,7 @@ class Daemon:
             published=account.published,
             ended=account.ended,
             make_room=functools.partial(make_room, self.core),
+            observe=self._observe,
         )
         apis = [
             HubApi(endpoint, network=self.network, version=__version__, max_files=config.hub.max_files)
@@ -161,10 +164,11 @@ class Daemon:
         self.report = await recover(self.core, lost=contents.lost, begun=claim.walker)
         claim.walker.close()
         await hub_keeper.look()  # before anybody is answered
-        self.server = Server(self.cache, self.history, config.server, pods.seen, self.config_file)
+        doctor = Doctor(self.core, Surroundings(apis, lambda: self.watch.why_polling, self.began_at))
+        self.server = Server(self.cache, self.history, doctor, config.server, pods.seen, self.config_file)
         await self.server.start()
         self.listener = (
-            Listener(config.metrics.address, self.metrics.registry, loop, lambda: self.serving)
+            Listener(config.metrics.address, self.metrics.registry, loop, lambda: self.serving, self._page(loop))
             if config.metrics.address
             else None
         )
@@ -185,6 +189,21 @@ class Daemon:
             metrics_port=self.listener.port if self.listener else None,
             version=__version__,
         )
+
+    def _page(self, loop: asyncio.AbstractEventLoop) -> Callable[[], Page | None]:
+        """The status page, while it is wanted."""
+
+        async def look() -> bytes:
+            events, _ = await self.history.newest(page.EVENTS, None, lambda _: True)
+            status, models = await self.cache.status(), self.cache.shelf.all()
+            return page.data(status, models, events, self.clock.wall())
+
+        def data() -> bytes:
+            return asyncio.run_coroutine_threadsafe(look(), loop).result(SCRAPE_SECONDS)
+
+        html = page.html()
+        shown = Page(html, page.policy(html), data)
+        return lambda: shown if self.config.metrics.page else None
 
     def _start_loops(self, pods: PodsDirectory) -> None:
         """What happens without being asked for."""

@@ -34,6 +34,8 @@ class ModelsFetched:
     linked_bytes: int
     """Of them, what another repository of the cache had."""
     seconds: float
+    queued_seconds: float
+    """Of them, until it had its turn and its space."""
     background: bool
     """Nobody waited for its end."""
 
@@ -55,6 +57,43 @@ class DaemonStarted:
 
     version: str
     models: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BytesReceived:
+    """A piece of a blob came, or was copied."""
+
+    origin: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstByteCame:
+    """A blob began to come."""
+
+    seconds: float
+    """Since it was wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RangeRetried:
+    """A part of a blob is asked for again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlightFailed:
+    """A blob could not be had, and nobody had ended it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimited:
+    """Upstream asked all flights of the node to wait."""
+
     seconds: float
 
 
@@ -124,6 +163,11 @@ Event = (
     | ModelsFetched
     | OperatorActed
     | DaemonStarted
+    | BytesReceived
+    | FirstByteCame
+    | RangeRetried
+    | FlightFailed
+    | RateLimited
     | BytesFetched
     | SnapshotEvicted
     | BlobCondemned

@@ -162,6 +162,7 @@ async def machine(start: Start) -> AsyncIterator[Machine]:
         published=account.published,
         ended=account.ended,
         make_room=functools.partial(make_room, core),
+        observe=lambda _event: None,
     )
     upstream = FakeUpstream({})
     catalog = Catalog(

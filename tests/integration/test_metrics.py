@@ -15,6 +15,7 @@ from modelcached.config import load
 from modelcached.daemon import Daemon
 from modelcached.store.disk import Disk
 from modelcached.telemetry.listener import Listener
+from modelcached.telemetry.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -26,6 +27,13 @@ NO_UNITS = {
     "model_list_entries",
     "models",
     "leases",
+    "pins",
+    "witness_healthy",
+    "flights",
+    "filesystem_inodes",
+    "filesystem_free_inodes",
+    "reserved_inodes",
+    "min_free_inodes",
     "transfers",
     "transfers_queued",
     "transfer_waiters",
@@ -225,3 +233,66 @@ def test_a_metrics_address_that_is_taken_is_named(hub: Hub, make_node: Callable[
     assert second.process.wait(20) == 74
     (told,) = second.log_lines("cannot start")
     assert told["why"].startswith(f"[Errno 98] metrics.address 127.0.0.1:{first.metrics_port} cannot be listened on")
+
+
+def test_transfers_are_counted_as_they_go(hub: Hub, node: Node) -> None:
+    hub.create_repo("org/model").commit({"config.json": b"{}", "model.safetensors": Synthetic(8 * MIB, 1)})
+    hub.faults.add(Fault(FaultKind.RESET, where="cdn", at_fraction=0.5, times=1))
+    hub.faults.add(Fault(FaultKind.STATUS, status=429, where="cdn", retry_after=1, times=1))
+    hub.gate.close("*.safetensors")
+    client = node.popen("ensure-model", "org/model")
+    node.wait_until(lambda: node.metric("modelcached_flights") == 1, 20, "its weights are wanted")
+    assert node.metric("modelcached_transfer_remaining_bytes") == 8 * MIB
+    hub.gate.open()
+    client.communicate(timeout=40)
+    assert client.returncode == 0
+    assert node.metric("modelcached_flights") == node.metric("modelcached_transfer_remaining_bytes") == 0
+    assert node.metric("modelcached_received_bytes_total", origin="hub") == 8 * MIB + 2
+    assert node.metric("modelcached_transfer_retries_total", reason="UPSTREAM_UNAVAILABLE") >= 1
+    assert node.metric("modelcached_transfer_retries_total", reason="RATE_LIMITED") >= 1
+    assert node.metric("modelcached_rate_limits_total") == 1
+    assert 0.5 < node.metric("modelcached_rate_limit_wait_seconds_total") < 5
+    assert node.metric("modelcached_first_byte_seconds_count") == 2
+    assert node.metric("modelcached_queue_seconds_count") == 1
+    assert node.metric("modelcached_transfer_failures_total") == 0
+
+
+def test_a_transfer_that_fails_for_good_is_counted_by_why(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node(transfer={"retry_timeout": "1s"}).start()
+    hub.create_repo("org/model").commit({"config.json": b"{}", "model.safetensors": Synthetic(2 * MIB, 1)})
+    hub.faults.add(Fault(FaultKind.STATUS, status=503, where="cdn"))
+    assert node.run("ensure-model", "org/model").returncode == 69
+    assert node.metric("modelcached_transfer_failures_total", reason="UPSTREAM_UNAVAILABLE") == 1
+
+
+def test_use_is_shown_by_kind_and_by_age(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node(metrics={"models": 1}).start()
+    for name in ("one", "two"):
+        hub.create_repo(f"org/{name}").commit({"config.json": b"{}", "model.safetensors": Synthetic(MIB, len(name))})
+        node.ensure(f"org/{name}")
+    node.ctl("pin", "org/one")
+    assert node.metric("modelcached_pins") == 1
+    assert node.metric("modelcached_leases", kind="ttl") == node.metric("modelcached_leases") == 2
+    assert node.metric("modelcached_witness_healthy") == 1
+    assert "modelcached_oldest_idle_seconds" not in get(node, "/metrics")[1], "everything is in use"
+    node.release_all()
+    assert 0 < node.metric("modelcached_oldest_idle_seconds") < 60
+    text = get(node, "/metrics")[1]
+    assert re.findall(r'modelcached_model_size_bytes\{.*model="([^"]+)"', text) == ["org/two"]
+    assert 0 < node.metric("modelcached_model_idle_seconds", model="org/two") < 60
+    node.ctl("verify", "--all")
+    assert node.metric("modelcached_scrub_due_bytes") == 0
+    assert node.metric("modelcached_filesystem_free_inodes") > node.metric("modelcached_min_free_inodes") > 0
+
+
+def test_every_metric_of_the_table_is_exposed_and_no_other(hub: Hub, node: Node) -> None:
+    busy(hub, node)
+    node.ensure("org/model")
+    node.release_all()
+    table = {PREFIX + each.name for each in (*COUNTERS, *HISTOGRAMS, *GAUGES)}
+    by_request = {f"{PREFIX}model_size_bytes", f"{PREFIX}model_idle_seconds"}
+    others = {f"{PREFIX}{name}" for name in ("build_info", "event_loop_lag_seconds", "event_loop_lag_max_seconds")}
+    exposed = {family.name for family in families(get(node, "/metrics")[1])}
+    exposed = {name for name in exposed if not name.endswith("_created")}
+    exposed.add(f"{PREFIX}oldest_check_age_seconds")  # known once the scrub has looked
+    assert exposed == (table - by_request) | others | {f"{PREFIX}event_loop_tasks"}

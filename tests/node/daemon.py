@@ -180,14 +180,15 @@ class Node:
         return ports[-1]
 
     def metric(self, name: str, **labels: str) -> float:
-        """A sample of /metrics; 0 where there is none."""
+        """All samples of /metrics that have those labels, together; 0 where there is none."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    return float(sample.value)
-        return 0.0
+        return sum(
+            float(sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     # The clients
 

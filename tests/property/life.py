@@ -224,6 +224,7 @@ class Life:
             published=account.published,
             ended=account.ended,
             make_room=functools.partial(make_room, self.core),
+            observe=lambda _event: None,
         )
         catalog, upstream = Catalog(self.hub, self.core), Upstream(self.hub)
         checks = Checks(self.database, contents.checks)

@@ -93,6 +93,7 @@ class Bench:
             published=lambda _flight, _status: None,
             ended=self.ended.append,
             make_room=self._make_room,
+            observe=lambda _event: None,
         )
         self.may_go = 0
 

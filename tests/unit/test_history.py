@@ -57,7 +57,7 @@ async def all_of(history: History) -> list[Entry]:
             Entry(Kind.ASKED, "org/a@main", "joined", 0, 2.5, "pod x", "r1"),
         ),
         (
-            ModelsFetched((f"org/a@{COMMIT}",), 5, 7, 3.0, background=True),
+            ModelsFetched((f"org/a@{COMMIT}",), 5, 7, 3.0, 1.0, background=True),
             Entry(Kind.FETCHED, f"org/a@{COMMIT}", "background", 5, 3.0, detail="7 bytes linked"),
         ),
         (SnapshotEvicted("org/a", COMMIT, 9, "space"), Entry(Kind.EVICTED, f"org/a@{COMMIT}", "space", 9)),

@@ -11,6 +11,7 @@ import click
 import grpc
 
 from modelcache.cachectl.config import config
+from modelcache.cachectl.doctor import doctor
 from modelcache.cachectl.events import events
 from modelcache.cachectl.evict import evict
 from modelcache.cachectl.gc import gc
@@ -56,8 +57,9 @@ def cli(context: click.Context, as_json: bool, address: str | None) -> int:
     return 0
 
 
-_VERBS = (status, top, ls, show, pull, plan, evict, pin, unpin, cancel, leases, release, verify, gc, events, config)
-for _verb in _VERBS:
+_LOOKING = (status, top, ls, show, leases, events, plan, verify, config, doctor)
+_CHANGING = (pull, cancel, evict, gc, pin, unpin, release)
+for _verb in (*_LOOKING, *_CHANGING):
     cli.add_command(_verb)
 
 

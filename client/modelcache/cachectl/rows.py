@@ -243,6 +243,24 @@ def garbage_row(response: admin_pb2.CollectGarbageResponse, *, removed: bool) ->
     }
 
 
+_LEVELS: dict[int, str] = {
+    admin_pb2.FINDING_LEVEL_OK: "ok",
+    admin_pb2.FINDING_LEVEL_WARNING: "warning",
+    admin_pb2.FINDING_LEVEL_FAILURE: "failure",
+    admin_pb2.FINDING_LEVEL_SKIPPED: "skipped",
+}
+
+
+def finding_row(finding: admin_pb2.Finding) -> Row:
+    """What one check says."""
+    return {
+        "level": _LEVELS.get(finding.level, UNKNOWN),
+        "check": finding.check,
+        "text": finding.text,
+        "mend": finding.mend or None,
+    }
+
+
 def config_row(response: admin_pb2.GetConfigResponse, settings: Iterable[admin_pb2.Setting]) -> Row:
     """Settings by name; values are as the configuration file would have them."""
     return {

@@ -192,6 +192,34 @@ GARBAGE_KIND_TRASH: GarbageKind.ValueType  # 4
 """Given up, not yet off the disk."""
 Global___GarbageKind: _TypeAlias = GarbageKind  # noqa: Y015
 
+class _FindingLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindingLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindingLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINDING_LEVEL_UNSPECIFIED: _FindingLevel.ValueType  # 0
+    FINDING_LEVEL_OK: _FindingLevel.ValueType  # 1
+    FINDING_LEVEL_WARNING: _FindingLevel.ValueType  # 2
+    """It works, and may cost something."""
+    FINDING_LEVEL_FAILURE: _FindingLevel.ValueType  # 3
+    """Something that users want does not work."""
+    FINDING_LEVEL_SKIPPED: _FindingLevel.ValueType  # 4
+    """It could not be looked at, or was not asked for."""
+
+class FindingLevel(_FindingLevel, metaclass=_FindingLevelEnumTypeWrapper):
+    """How much a finding matters."""
+
+FINDING_LEVEL_UNSPECIFIED: FindingLevel.ValueType  # 0
+FINDING_LEVEL_OK: FindingLevel.ValueType  # 1
+FINDING_LEVEL_WARNING: FindingLevel.ValueType  # 2
+"""It works, and may cost something."""
+FINDING_LEVEL_FAILURE: FindingLevel.ValueType  # 3
+"""Something that users want does not work."""
+FINDING_LEVEL_SKIPPED: FindingLevel.ValueType  # 4
+"""It could not be looked at, or was not asked for."""
+Global___FindingLevel: _TypeAlias = FindingLevel  # noqa: Y015
+
 @_typing.final
 class Transfer(_message.Message):
     """A running transfer of one model."""
@@ -1561,3 +1589,79 @@ class GetConfigResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetConfigResponse: _TypeAlias = GetConfigResponse  # noqa: Y015
+
+@_typing.final
+class DiagnoseRequest(_message.Message):
+    """Asks for an examination."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPO_ID_FIELD_NUMBER: _builtins.int
+    repo_id: _builtins.str
+    """Whose access is tried too; may be empty."""
+    def __init__(
+        self,
+        *,
+        repo_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repo_id", b"repo_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseRequest: _TypeAlias = DiagnoseRequest  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """What one check says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    MEND_FIELD_NUMBER: _builtins.int
+    level: Global___FindingLevel.ValueType
+    check: _builtins.str
+    """A word or two: what was looked at."""
+    text: _builtins.str
+    mend: _builtins.str
+    """What to do; empty where there is nothing to be done."""
+    def __init__(
+        self,
+        *,
+        level: Global___FindingLevel.ValueType = ...,
+        check: _builtins.str = ...,
+        text: _builtins.str = ...,
+        mend: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "level", b"level", "mend", b"mend", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
+
+@_typing.final
+class DiagnoseResponse(_message.Message):
+    """One finding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def finding(self) -> Global___Finding: ...
+    def __init__(
+        self,
+        *,
+        finding: Global___Finding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseResponse: _TypeAlias = DiagnoseResponse  # noqa: Y015

@@ -100,6 +100,11 @@ class AdminServiceStub(object):
                 request_serializer=modelcache_dot_v1_dot_admin__pb2.CollectGarbageRequest.SerializeToString,
                 response_deserializer=modelcache_dot_v1_dot_admin__pb2.CollectGarbageResponse.FromString,
                 _registered_method=True)
+        self.Diagnose = channel.unary_stream(
+                '/modelcache.v1.AdminService/Diagnose',
+                request_serializer=modelcache_dot_v1_dot_admin__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=modelcache_dot_v1_dot_admin__pb2.DiagnoseResponse.FromString,
+                _registered_method=True)
         self.GetConfig = channel.unary_unary(
                 '/modelcache.v1.AdminService/GetConfig',
                 request_serializer=modelcache_dot_v1_dot_admin__pb2.GetConfigRequest.SerializeToString,
@@ -207,6 +212,14 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Diagnose(self, request, context):
+        """The checklist that a person would go through, as the daemon sees it. Leaves
+        nothing behind. Streams findings.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetConfig(self, request, context):
         """The settings in force. Secrets are files, and only their paths are told.
         """
@@ -281,6 +294,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.CollectGarbage,
                     request_deserializer=modelcache_dot_v1_dot_admin__pb2.CollectGarbageRequest.FromString,
                     response_serializer=modelcache_dot_v1_dot_admin__pb2.CollectGarbageResponse.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_stream_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=modelcache_dot_v1_dot_admin__pb2.DiagnoseRequest.FromString,
+                    response_serializer=modelcache_dot_v1_dot_admin__pb2.DiagnoseResponse.SerializeToString,
             ),
             'GetConfig': grpc.unary_unary_rpc_method_handler(
                     servicer.GetConfig,
@@ -640,6 +658,33 @@ class AdminService(object):
             '/modelcache.v1.AdminService/CollectGarbage',
             modelcache_dot_v1_dot_admin__pb2.CollectGarbageRequest.SerializeToString,
             modelcache_dot_v1_dot_admin__pb2.CollectGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelcache.v1.AdminService/Diagnose',
+            modelcache_dot_v1_dot_admin__pb2.DiagnoseRequest.SerializeToString,
+            modelcache_dot_v1_dot_admin__pb2.DiagnoseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,10 @@ class AdminServiceStub:
     """What lies in the cache beside models, and with `remove` takes it away where
     nobody is using it.
     """
+    Diagnose: _grpc.UnaryStreamMultiCallable[_admin_pb2.DiagnoseRequest, _admin_pb2.DiagnoseResponse]
+    """The checklist that a person would go through, as the daemon sees it. Leaves
+    nothing behind. Streams findings.
+    """
     GetConfig: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetConfigRequest, _admin_pb2.GetConfigResponse]
     """The settings in force. Secrets are files, and only their paths are told."""
 
@@ -110,6 +114,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     CollectGarbage: _aio.UnaryUnaryMultiCallable[_admin_pb2.CollectGarbageRequest, _admin_pb2.CollectGarbageResponse]  # type: ignore[assignment]
     """What lies in the cache beside models, and with `remove` takes it away where
     nobody is using it.
+    """
+    Diagnose: _aio.UnaryStreamMultiCallable[_admin_pb2.DiagnoseRequest, _admin_pb2.DiagnoseResponse]  # type: ignore[assignment]
+    """The checklist that a person would go through, as the daemon sees it. Leaves
+    nothing behind. Streams findings.
     """
     GetConfig: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetConfigRequest, _admin_pb2.GetConfigResponse]  # type: ignore[assignment]
     """The settings in force. Secrets are files, and only their paths are told."""
@@ -228,6 +236,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.CollectGarbageResponse, _abc.Awaitable[_admin_pb2.CollectGarbageResponse]]:
         """What lies in the cache beside models, and with `remove` takes it away where
         nobody is using it.
+        """
+
+    @_abc_1.abstractmethod
+    def Diagnose(
+        self,
+        request: _admin_pb2.DiagnoseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.DiagnoseResponse], _abc.AsyncIterator[_admin_pb2.DiagnoseResponse]]:
+        """The checklist that a person would go through, as the daemon sees it. Leaves
+        nothing behind. Streams findings.
         """
 
     @_abc_1.abstractmethod

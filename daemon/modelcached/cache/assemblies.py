@@ -90,6 +90,11 @@ class Assemblies:
             assembly.also_point(wants)
         return assembly
 
+    @property
+    def flying(self) -> int:
+        """Blobs in flight."""
+        return len(self._flights.all())
+
     def flies(self, digest: Digest) -> bool:
         """A blob is on its way."""
         return self._flights.has(digest)

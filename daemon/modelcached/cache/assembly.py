@@ -91,6 +91,8 @@ class Assembly:
     task: asyncio.Task[None] | None = None
     turn: Turn | None = None
     """From when it is in line until it has fetched."""
+    _took_off_at: float = 0.0
+    """When it had its turn and its space, monotonic; 0 before."""
     _lacks_bytes: int | None = None
     """Known to be missing, before flights say so; None while nobody has looked."""
     _callers: list[Caller] = field(default_factory=list)
@@ -235,6 +237,7 @@ class Assembly:
             sum(tally.fetched_bytes for tally in brought),
             sum(tally.linked_bytes for tally in brought),
             time.monotonic() - self.started_at,
+            self._took_off_at - self.started_at if self._took_off_at else 0.0,
             background=not self.waiters,
         )
 
@@ -265,6 +268,7 @@ class Assembly:
                         except NoRoomError as error:
                             refusal = error
                         else:
+                            self._took_off_at = time.monotonic()
                             self._take_off(reservation)
                             self.phase = Phase.DOWNLOADING
                             await self._land()

@@ -43,6 +43,8 @@ log = structlog.get_logger()
 KUBELET_DELETES_BELOW = 0.15
 """Share of the filesystem that is free: imageGCHighThresholdPercent is 85, imagefs.available 15 %."""
 _BAD_BLOB = "bad blob "
+PODS_DIRECTORY = "pods directory"
+"""The topic of what is degraded while the kubelet's pods directory does not show what is there."""
 KUBELET_WANTS_INODES = 0.06
 """Share of the filesystem's inodes that is left free beside it: it evicts pods below 5 % (nodefs.inodesFree)."""
 SET_ASIDE_BYTES = LEAST_BUDGET_BYTES // 2

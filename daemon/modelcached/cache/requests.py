@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from modelcached.ledger.leases import Lease
+from modelcached.ledger.leases import Lease, LeaseKind
 from modelcached.ledger.use import Pin
 from modelcached.model import Digest, Profile, RepoId, Revision, Selection, SnapshotId
 from modelcached.store.index import SnapshotState
@@ -285,6 +286,18 @@ class Status:
     oldest_check: float | None
     """When the blob that was read longest ago was read; seconds since the epoch."""
     listed: tuple[Listed, ...]
+    pins: int
+    leases_by_kind: Mapping[LeaseKind, int]
+    witness_healthy: bool
+    """The kubelet's pods directory shows what is there, or nobody needs it."""
+    oldest_idle_at: float | None
+    """When the model was asked for that is the next to be evicted, seconds since the epoch; None where nothing may go,
+    or it never was."""
+    flights: int
+    """Blobs in flight."""
+    scrub_due_bytes: int
+    latest: tuple[CachedModel, ...]
+    """As many as ``metrics.models`` says, of those that were asked for last."""
 
 
 class Fit(enum.Enum):

@@ -59,6 +59,8 @@ class Scrubber:
         self._wake_at = 0.0
         self.oldest: float | None = None
         """When the blob that was read longest ago was read; seconds since the epoch. None where there is none."""
+        self.due_bytes = 0
+        """What is to be read, as of the last survey and what was read since."""
 
     async def look(self) -> None:
         """Reads all that is due."""
@@ -81,6 +83,7 @@ class Scrubber:
         horizon = now - section.interval.total_seconds()
         due, rest = await self._survey(horizon)
         self.oldest = due[0].last if due else rest
+        self.due_bytes = sum(one.blob.stamp.size_bytes for one in due)
         self._checks.keep_only(self._core.index.has_inode)
         self._wake_at = now + min(_SURVEY_SECONDS, section.interval.total_seconds())
         if not section.rate:
@@ -91,6 +94,7 @@ class Scrubber:
                 return  # the next look begins anew
             if self._failed.get((one.digest.hex, one.blob.stamp.inode), 0.0) <= horizon:
                 await self._check(one)
+                self.due_bytes -= one.blob.stamp.size_bytes
                 self.oldest = following.last if following is not None else rest or now
 
     async def _survey(self, horizon: float) -> tuple[list[_Due], float | None]:

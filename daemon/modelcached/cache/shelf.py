@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Sequence
 
 from modelcached.cache import eviction
 from modelcached.cache.admission import pinned_and_leased
 from modelcached.cache.assemblies import Assemblies
-from modelcached.cache.core import Core
+from modelcached.cache.core import PODS_DIRECTORY, Core
 from modelcached.cache.looking import Looking
 from modelcached.cache.requests import CachedFile, CachedModel, EvictionRule, ModelDetail, ModelRequest, Status
 from modelcached.cache.scrub import Scrubber
@@ -130,6 +132,10 @@ class Shelf:
         victims, _ = eviction.plan(core, Amount(lacking), meant)
         return [victim.id for victim in victims]
 
+    def all(self) -> list[CachedModel]:
+        """Every snapshot, as it is listed."""
+        return self.describe(list(self._core.index.snapshots()))
+
     def page(self, after: SnapshotId | None, size: int) -> tuple[list[CachedModel], SnapshotId | None]:
         """The next snapshots in order of repository and commit, and where the page after begins."""
         ordered = sorted(self._core.index.snapshots(), key=lambda snapshot: snapshot.id)
@@ -146,6 +152,19 @@ class Shelf:
         if not found:
             raise CacheError(Reason.MODEL_NOT_CACHED, f"{repo_id} is not in the cache", mend=_LOOK)
         return found
+
+    def _oldest_idle_at(self) -> float | None:
+        first = next(eviction.evictable(self._core), None)
+        usage = self._core.use.usage.get(first.id) if first is not None else None
+        return usage.used_at if usage is not None else None
+
+    def _latest(self, most: int) -> list[CachedModel]:
+        if not most:
+            return []
+        usage = self._core.use.usage
+        used = heapq.nlargest(most, usage, key=lambda snapshot: usage[snapshot].tick)
+        found = (self._core.index.snapshot(snapshot) for snapshot in used)
+        return self.describe([snapshot for snapshot in found if snapshot is not None])
 
     async def status(self) -> Status:
         """The disk's truth at this moment."""
@@ -184,4 +203,11 @@ class Shelf:
             degraded=tuple(core.degraded.values()),
             oldest_check=self._scrubber.oldest,
             listed=core.listed(),
+            pins=len(core.use.pins),
+            leases_by_kind=Counter(lease.kind for lease in core.use.leases.values()),
+            witness_healthy=PODS_DIRECTORY not in core.degraded,
+            oldest_idle_at=self._oldest_idle_at(),
+            flights=self._assemblies.flying,
+            scrub_due_bytes=self._scrubber.due_bytes,
+            latest=tuple(self._latest(core.config.metrics.models)),
         )

@@ -139,7 +139,7 @@ def _entry(event: Event) -> Entry | None:  # noqa: PLR0911 - a table
             kind = Kind.REFUSED if outcome == "error" else Kind.ASKED
             first, others = _names(models)
             return Entry(kind, first, reason or outcome, 0, seconds, holder, request_id, message, others)
-        case ModelsFetched(models, fetched, linked, seconds, background):
+        case ModelsFetched(models, fetched, linked, seconds, _, background):
             first, others = _names(models)
             detail = f"{linked} bytes linked" if linked else ""
             why = "background" if background else ""

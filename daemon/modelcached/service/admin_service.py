@@ -12,6 +12,7 @@ from modelcache.v1 import admin_pb2, admin_pb2_grpc, common_pb2
 from modelcached import __version__
 from modelcached.cache import Cache, garbage
 from modelcached.cache.requests import Reading
+from modelcached.doctor import Doctor
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.history import History, Row
 from modelcached.ledger.leases import LeaseKind
@@ -28,8 +29,9 @@ _EVENTS_PAGE, _MAX_EVENTS_PAGE = 100, 1000
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
     """Handlers; each translates, asks the cache, translates back."""
 
-    def __init__(self, cache: Cache, history: History, config_file: Path | None, gate: Gate) -> None:
+    def __init__(self, cache: Cache, history: History, doctor: Doctor, config_file: Path | None, gate: Gate) -> None:
         self._cache = cache
+        self._doctor = doctor
         self._history = history
         self._config_file = config_file
         self.gate = gate
@@ -216,6 +218,15 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             items = await garbage.found(self._cache.core, kinds)
             freed = sum(item.size_bytes for item in items if not item.in_use)
         return admin_pb2.CollectGarbageResponse(items=map(operators.garbage_message, items), bytes_freed=freed)
+
+    @stream
+    async def Diagnose(  # noqa: N802
+        self, request: admin_pb2.DiagnoseRequest, context: Any
+    ) -> None:
+        """See the contract."""
+        repo_id = parse_repo_id(request.repo_id) if request.repo_id else None
+        async for finding in self._doctor.examine(repo_id):
+            await context.write(operators.finding_message(finding))
 
     @unary
     async def GetConfig(self, request: admin_pb2.GetConfigRequest, context: Any) -> admin_pb2.GetConfigResponse:  # noqa: N802

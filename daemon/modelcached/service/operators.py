@@ -24,6 +24,7 @@ from modelcached.cache.requests import (
     Verdict,
 )
 from modelcached.config import RELOADABLE, Config
+from modelcached.doctor import Finding, Level
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.history import Kind, Row
@@ -268,6 +269,18 @@ def eviction_rule(message: admin_pb2.EvictionRule) -> EvictionRule:
     if older is not None and older < timedelta(0):
         raise CacheError(Reason.INVALID_REQUEST, f"rule.older_than must not be negative, got {older}")
     return EvictionRule(older, message.until_free_bytes or None)
+
+
+_LEVELS = {level: admin_pb2.FindingLevel.Value(f"FINDING_LEVEL_{level.name}") for level in Level}
+
+
+def finding_message(finding: Finding) -> admin_pb2.DiagnoseResponse:
+    """What one check says."""
+    return admin_pb2.DiagnoseResponse(
+        finding=admin_pb2.Finding(
+            level=_LEVELS[finding.level], check=finding.check, text=finding.text, mend=finding.mend
+        )
+    )
 
 
 def setting_messages(config: Config) -> list[admin_pb2.Setting]:

@@ -16,6 +16,7 @@ from modelcache.v1 import admin_pb2, admin_pb2_grpc, cache_pb2, cache_pb2_grpc
 
 from modelcached.cache import Cache
 from modelcached.config import ServerSection
+from modelcached.doctor import Doctor
 from modelcached.ledger.history import History
 from modelcached.service.admin_service import AdminService
 from modelcached.service.cache_service import CacheService
@@ -33,13 +34,14 @@ class Server:
         self,
         cache: Cache,
         history: History,
+        doctor: Doctor,
         section: ServerSection,
         pod_seen: Callable[[str], bool],
         config_file: Path | None,
     ) -> None:
         gate, admin_gate = Gate(section.max_streams), Gate(section.max_streams)  # workloads must not lock operators out
         cache_service = CacheService(cache, gate, pod_seen)
-        admin_service = AdminService(cache, history, config_file, admin_gate)
+        admin_service = AdminService(cache, history, doctor, config_file, admin_gate)
         operators_cache_service = CacheService(cache, admin_gate, pod_seen)
         self._health = HealthServicer()
         self._drain = section.drain_timeout

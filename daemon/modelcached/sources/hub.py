@@ -8,8 +8,10 @@ Blocking: call it from a Hub thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -151,6 +153,25 @@ class HubApi:
         """Raises CacheError(GATED_REPO or REPO_NOT_FOUND) where the token may not read the repository."""
         self._get(f"{self.endpoint}/api/models/{repo_id}/auth-check", token, timeout, repo_id, Revision("main"))
 
+    def ping(self, timeout: timedelta) -> None:
+        """Whether anything answers, whatever it says. Raises TransientError."""
+        with _told(self.endpoint, timeout.total_seconds()):
+            own, limits = self.headers(None), _limits(timeout)
+            get_session().get(self.endpoint, headers=own, timeout=limits, follow_redirects=False)
+
+    def whoami(self, token: str, timeout: timedelta) -> str:
+        """Whose the token is. Raises CacheError(TOKEN_REJECTED), or TransientError."""
+        with _told(self.endpoint, timeout.total_seconds()):
+            url = f"{self.endpoint}/api/whoami-v2"
+            response = get_session().get(url, headers=self.headers(token), timeout=_limits(timeout))
+        if response.status_code in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
+            raise CacheError(Reason.TOKEN_REJECTED, f"{self.endpoint} rejects the token ({response.status_code})")
+        try:
+            return shown(str(response.json()["name"]))
+        except (ValueError, KeyError, TypeError) as error:
+            told = f"{self.endpoint} answered {response.status_code} to whoami, and named nobody"
+            raise TransientError(Reason.UPSTREAM_UNAVAILABLE, told) from error
+
     def xet_token(self, repo_id: RepoId, commit: Commit, token: str | None, timeout: timedelta) -> XetToken:
         """What the commit's Xet files are read with; the caller's own token goes no further than here."""
         url = f"{self.endpoint}/api/models/{repo_id}/xet-read-token/{commit}"
@@ -209,24 +230,35 @@ class HubApi:
     def _get(
         self, url: str, token: str | None, timeout: timedelta, repo_id: RepoId, revision: Revision
     ) -> httpx2.Response:
-        seconds = timeout.total_seconds()
-        limits = httpx2.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT_SECONDS))
         try:
-            response = get_session().get(url, headers=self.headers(token), timeout=limits)
-            hf_raise_for_status(response)
+            with _told(self.endpoint, timeout.total_seconds()):
+                response = get_session().get(url, headers=self.headers(token), timeout=_limits(timeout))
+                hf_raise_for_status(response)
         except HfHubHTTPError as error:
             raise _refusal(error, self.endpoint, repo_id, revision, token) from error
-        except httpx2.TimeoutException as error:
-            raise TransientError(
-                Reason.UPSTREAM_STALLED, f"{self.endpoint} did not answer within {seconds:.1f} s (hub.timeout)"
-            ) from error
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            raise TransientError(
-                Reason.UPSTREAM_UNAVAILABLE, f"{self.endpoint} cannot be reached: {error or type(error).__name__}"
-            ) from error
         if len(response.content) > _MAX_PAGE_BYTES:
             raise CacheError(Reason.INVALID_MANIFEST, f"{self.endpoint} sent a page of {len(response.content)} bytes")
         return response
+
+
+def _limits(timeout: timedelta) -> httpx2.Timeout:
+    seconds = timeout.total_seconds()
+    return httpx2.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT_SECONDS))
+
+
+@contextlib.contextmanager
+def _told(endpoint: str, seconds: float) -> Iterator[None]:
+    """Why nothing was answered, as TransientError; an answer that is an error passes."""
+    try:
+        yield
+    except HfHubHTTPError:
+        raise
+    except httpx2.TimeoutException as error:
+        told = f"{endpoint} did not answer within {seconds:.1f} s (hub.timeout)"
+        raise TransientError(Reason.UPSTREAM_STALLED, told) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+        told = f"{endpoint} cannot be reached: {error or type(error).__name__}"
+        raise TransientError(Reason.UPSTREAM_UNAVAILABLE, told) from error
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:

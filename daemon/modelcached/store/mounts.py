@@ -135,6 +135,12 @@ def _holding(path: str, proc: str) -> Mount | None:
     return best
 
 
+def kind_of(path: str, proc: str = PROC) -> str | None:
+    """The type of the filesystem that holds the path; None where it cannot be seen."""
+    mount = _holding(path, proc)
+    return mount.kind if mount is not None else None
+
+
 def remote_kind(path: str, proc: str = PROC) -> str | None:
     """The type of the filesystem that holds the path if others may change it unnoticed, else None."""
     mount = _holding(path, proc)

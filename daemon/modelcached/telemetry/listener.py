@@ -1,10 +1,11 @@
-"""The metrics listener: /metrics, /healthz (the event loop answers), /readyz (requests are served)."""
+"""The metrics listener: /metrics, /healthz (the event loop answers), /readyz (requests are served), the status page."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -12,6 +13,17 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 HEALTH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The status page, and what it shows."""
+
+    html: bytes
+    policy: str
+    """What a browser lets it do (Content-Security-Policy)."""
+    data: Callable[[], bytes]
+    """From the event loop; called from the listener's threads. Raises TimeoutError, RuntimeError."""
 
 
 class Listener:
@@ -23,19 +35,21 @@ class Listener:
         registry: CollectorRegistry,
         loop: asyncio.AbstractEventLoop,
         ready: Callable[[], bool],
+        page: Callable[[], Page | None] = lambda: None,
     ) -> None:
-        """Raises OSError where the address cannot be bound."""
+        """``page``: None while it is turned off. Raises OSError where the address cannot be bound."""
         host, _, port = address.rpartition(":")
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                path = self.path.partition("?")[0]
+                path, shown = self.path.partition("?")[0], page()
                 if path == "/metrics":
                     encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-                    try:
-                        self._answer(200, encode(registry), content_type)
-                    except (TimeoutError, RuntimeError) as error:
-                        self._answer(503, f"the event loop does not answer: {error!r}\n".encode())
+                    self._answer_from_loop(lambda: encode(registry), content_type)
+                elif path == "/" and shown is not None:
+                    self._answer(200, shown.html, "text/html; charset=utf-8", shown.policy)
+                elif path == "/status.json" and shown is not None:
+                    self._answer_from_loop(shown.data, "application/json")
                 elif path == "/healthz":
                     alive = _answers(loop)
                     self._answer(200 if alive else 503, b"ok\n" if alive else b"the event loop does not answer\n")
@@ -45,10 +59,20 @@ class Listener:
                 else:
                     self._answer(404, b"/metrics, /healthz or /readyz\n")
 
-            def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+            def _answer_from_loop(self, make: Callable[[], bytes], content_type: str) -> None:
+                try:
+                    self._answer(200, make(), content_type)
+                except (TimeoutError, RuntimeError) as error:
+                    self._answer(503, f"the event loop does not answer: {error!r}\n".encode())
+
+            def _answer(
+                self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8", policy: str = ""
+            ) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))
+                if policy:
+                    self.send_header("Content-Security-Policy", policy)
                 self.end_headers()
                 self.wfile.write(body)
 

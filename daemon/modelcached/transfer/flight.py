@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,6 +99,9 @@ class Flight:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when running fetches are to end: wakes those that wait before a retry."""
     failure: Exception | None = None
+    began_at: float = field(default_factory=time.monotonic)
+    first_byte_at: float | None = None
+    """Monotonic; a plain store from a mover's thread."""
     reservation: Reservation | None = None
     """Its own bytes, promised and not yet on the disk; given back when it has ended."""
     log_context: Mapping[str, Any] = field(default_factory=structlog.contextvars.get_contextvars)

@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type
 
 from modelcached.errors import CacheError, Reason
+from modelcached.events import BytesReceived, FirstByteCame, FlightFailed, Observer, RangeRetried, RateLimited
 from modelcached.model import Digest, RepoId
 from modelcached.pools import Pools
 from modelcached.sources.abort import Abort, AbortedError
@@ -44,6 +46,8 @@ _HASH_STEP_BYTES = 32 << 20
 _ELSEWHERE_SECONDS = 20.0
 """How long an origin is tried for without progress when there is another."""
 _STOP_SECONDS = 5.0
+_SAME_SECONDS = 0.5
+"""Connections that meet a 429 at the same time want nearly the same wait: it is told once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Flights:
         published: Callable[[Flight, os.stat_result], None],
         ended: Callable[[Flight], None],
         make_room: MakeRoom,
+        observe: Observer,
     ) -> None:
         """The first three keep the account.
 
@@ -93,6 +98,7 @@ class Flights:
         self._ended = ended
         self._published = published
         self._make_room = make_room
+        self._observe = observe
         self._flights: dict[Digest, Flight] = {}
         self._numbers = itertools.count()
         self._queue = WorkQueue()
@@ -184,12 +190,16 @@ class Flights:
             status = await (self._small(flight) if flight.size_bytes <= SMALL_BYTES else self._large(flight))
             flight.stage = Stage.DONE
             self._published(flight, status)
+            if flight.first_byte_at is not None:
+                self._observe(FirstByteCame(flight.first_byte_at - flight.began_at))
             self._forget(flight)
             if not flight.done.done():
                 flight.done.set_result(status)
         except BaseException as error:
             failure = _explained(error)
             self._forget(flight)
+            if failure.reason not in (Reason.TRANSFER_CANCELLED, Reason.SHUTTING_DOWN):
+                self._observe(FlightFailed(failure.reason.value))
             if not flight.done.done():
                 flight.done.set_exception(failure)
             if isinstance(error, asyncio.CancelledError):
@@ -417,9 +427,10 @@ class Flights:
                     patience.failed(error)
                     if error.reason is Reason.RATE_LIMITED:
                         wanted = timedelta(seconds=max(1.0, patience.pause))
-                        self.cooldown.extend(min(wanted, self._limits.retry_timeout))
+                        self._rest(min(wanted, self._limits.retry_timeout))
                     if patience.is_over:
                         raise patience.told(error) from error
+                    self._observe(RangeRetried(error.reason.value))
                     log.info(
                         "retrying a range",
                         origin=str(flight.origin),
@@ -430,6 +441,14 @@ class Flights:
                         attempt=attempt.retry_state.attempt_number,
                     )
                     raise
+
+    def _rest(self, delay: timedelta) -> None:
+        """Nobody asks upstream before the delay is over."""
+        before = self.cooldown.seconds_left
+        self.cooldown.extend(delay)
+        more = self.cooldown.seconds_left - before
+        if before == 0 or more > _SAME_SECONDS:
+            self._observe(RateLimited(more))
 
     async def _cool_down(self, flight: Flight, patience: Patience) -> None:
         """Waits until upstream wants to be asked again; not at all when that is beyond our patience."""
@@ -442,6 +461,10 @@ class Flights:
             await flight.nap(left)
         if flight.ended.is_set():
             raise AbortedError
+
+    def _advance(self, flight: Flight, part: Part, start: int, end: int) -> None:
+        flight.advance(part, start, end)
+        self._observe(BytesReceived(flight.origin.label, end - start))
 
     async def _once(self, flight: Flight, part: Part) -> None:
         abort = Abort()
@@ -456,11 +479,13 @@ class Flights:
                 nonlocal marked
                 if partial is not None and end > marked:
                     partial.mark(marked, end)
-                    loop.call_soon_threadsafe(flight.advance, part, marked, end)
+                    loop.call_soon_threadsafe(self._advance, flight, part, marked, end)
                     marked = end
 
             def sink(view: memoryview, offset: int) -> None:
                 end = offset + len(view)
+                if flight.first_byte_at is None:
+                    flight.first_byte_at = time.monotonic()
                 self.limiter.take(len(view), abort.wait)
                 try:
                     if partial is None:
@@ -484,6 +509,7 @@ class Flights:
             await self._pools.on_mover(fetch)
             if partial is None:
                 flight.fetched[origin.label] += part.end
+                self._observe(BytesReceived(origin.label, part.end))
         finally:
             flight.aborts.discard(abort)
             await asyncio.sleep(0)  # the last advance() is on the loop before anyone looks

@@ -75,6 +75,11 @@ class Watch:
         self._read_since = read_since
         self._started = False
 
+    @property
+    def why_polling(self) -> str:
+        """Empty where events tell what is changed."""
+        return self._why_polling
+
     # From inotify's thread
 
     def _note(self, folder: str) -> None:

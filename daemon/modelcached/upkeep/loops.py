@@ -11,6 +11,7 @@ import structlog
 
 from modelcached.cache import Cache, Core
 from modelcached.cache.admission import drop_leftovers
+from modelcached.cache.core import PODS_DIRECTORY
 from modelcached.cache.eviction import condemn, plan
 from modelcached.events import Observer, UpkeepRan
 from modelcached.ledger.leases import LeaseKind, PodWitness
@@ -110,7 +111,7 @@ class LeaseKeeper:
 
     def _tell(self, *, healthy: bool) -> None:
         """Whether absence means anything, where operators look."""
-        topic, degraded = "pods directory", self._cache.core.degraded
+        topic, degraded = PODS_DIRECTORY, self._cache.core.degraded
         if healthy:
             degraded.pop(topic, None)
         else:

@@ -95,6 +95,7 @@ class FakeDaemon:
     read: admin_pb2.VerifyDone = field(default_factory=admin_pb2.VerifyDone)
     garbage: admin_pb2.CollectGarbageResponse = field(default_factory=admin_pb2.CollectGarbageResponse)
     config: admin_pb2.GetConfigResponse = field(default_factory=admin_pb2.GetConfigResponse)
+    findings: list[admin_pb2.Finding] = field(default_factory=list)
     listed: bool = False
     """The model list keeps what is unpinned."""
     server: grpc.Server | None = None
@@ -266,3 +267,9 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
         self.daemon.asked.append(request)
         self.daemon.on_any(context)
         return self.daemon.config
+
+    def Diagnose(self, request, context):  # noqa: N802
+        self.daemon.asked.append(request)
+        self.daemon.on_any(context)
+        for finding in self.daemon.findings:
+            yield admin_pb2.DiagnoseResponse(finding=finding)

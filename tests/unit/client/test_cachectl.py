@@ -73,6 +73,7 @@ VERBS = {
     "gc": ["--yes"],
     "config": [],
     "top": ["--count", "1"],
+    "doctor": [],
 }
 
 
@@ -594,6 +595,44 @@ def test_a_rule_says_which_go_and_what_was_shown_is_what_goes(full_daemon, cache
     assert (status, out) == (0, "")
     assert "nothing that may go is like that" in err
     assert [request.dry_run for request in full_daemon.asked[2:]] == [True]
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(daemon, cachectl):
+    daemon.findings = [
+        admin_pb2.Finding(level=level, check="a check", text="a text " * 20, mend="do this")
+        for level in (admin_pb2.FINDING_LEVEL_OK, admin_pb2.FINDING_LEVEL_WARNING)
+    ]
+    status, out, err = cachectl("doctor")
+    assert status == 0
+    assert out.count("-> do this") == 1
+    assert "give --model" in out
+    assert err == "1 ok, 1 warning, 1 skipped\n"
+    daemon.findings.append(admin_pb2.Finding(level=admin_pb2.FINDING_LEVEL_FAILURE, check="x", text="y", mend="z"))
+    status, out, _ = cachectl("doctor", "--json")
+    told = json.loads(out)
+    assert (status, [row["level"] for row in told]) == (1, ["ok", "warning", "failure", "skipped"])
+    assert told[2] == {"level": "failure", "check": "x", "text": "y", "mend": "z"}
+
+
+def test_doctor_fetches_and_loads_the_model_that_is_named(daemon, cachectl):
+    def on_ensure(request, _context):
+        ready = daemon.ready(request)
+        config = daemon.hub / ready.ready.models[0].path / "config.json"
+        config.write_text("{}" if request.model.repo_id == "a/b" else "{")
+        yield ready
+
+    daemon.on_ensure = on_ensure
+    status, out, _ = cachectl("doctor", "--model", "a/b@v1")
+    assert status == 0
+    assert "900 bytes fetched" in out
+    assert "1 files read through" in out
+    assert daemon.asked[0].repo_id == "a/b"
+    request = daemon.ensured.get_nowait()
+    assert list(request.model.profile.include) == ["*.json"]
+    assert daemon.released.get_nowait() == LEASE
+    status, out, _ = cachectl("doctor", "--model", "a/broken")
+    assert status == 1
+    assert "offline load" in out
 
 
 def test_top_asks_for_its_interval_and_ends_at_its_count(full_daemon, cachectl):
