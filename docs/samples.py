@@ -163,6 +163,7 @@ JSON: dict[str, Callable[[], object]] = {
     "verify": lambda: rows.verified_row(admin_pb2.VerifyDone(models=1, files=14, bytes=15_242_690_000, bad=[BAD])),
     "gc": lambda: rows.garbage_row(GARBAGE, removed=True),
     "events": lambda: [rows.event_row(EVENT)],
+    "export": lambda: {"path": "/srv/qwen", "commit": COMMIT, "files": 14, "bytes": 15_242_690_000},
     "doctor": lambda: [rows.finding_row(FINDING)],
     "config": lambda: rows.config_row(CONFIG, [SETTING]),
 }

@@ -211,6 +211,8 @@ class Daemon:
         self._loop_task(loops.LEASE_SECONDS, "leases", keeper.look)
         self._loop_task(loops.LEFTOVER_SECONDS, "leftovers", lambda: loops.sweep_leftovers(self.core))
         self._loop_task(loops.WATERMARK_SECONDS, "watermarks", lambda: loops.keep_watermarks(self.core))
+        teller = loops.ProgressTeller(self.cache.transfers)
+        self._loop_task(loops.PROGRESS_SECONDS, "progress", teller.look)
         self._loop_task(loops.SCRUB_SECONDS, "scrub", self.cache.scrubber.look)
         self._loop_task(loops.WATCH_SECONDS, "watch", self.watch.turn)
         self._loop_task(loops.STALL_SECONDS, "stalls", lambda: loops.end_stalls(self.source))

@@ -409,3 +409,62 @@ def test_what_names_no_kind_of_ours_is_refused(node: Node) -> None:
         ):
             with pytest.raises(Exception, match=r"INVALID_REQUEST|INVALID_ARGUMENT"):
                 call(request)
+
+
+# Out of the cache
+
+
+def test_export_makes_a_plain_folder_that_is_what_upstream_has(hub: Hub, node: Node, tmp_path: Path) -> None:
+    model = tiny_llama()
+    hub.create_repo("org/model").commit({**model, "deep/er/notes.md": b"notes"})
+    node.ensure("org/model", "--profile", "full")
+    node.release_all()
+    hub.stop()
+    target = tmp_path / "there" / "model"
+    target.parent.mkdir()
+    told = node.ctl("export", "org/model", str(target))
+    assert (told["path"], told["files"]) == (str(target), len(model) + 1)
+    for path, content in {**model, "deep/er/notes.md": b"notes"}.items():
+        file = target / path
+        assert file.read_bytes() == content
+        assert not file.is_symlink()
+        assert file.stat().st_nlink == 1
+    assert node.ctl("leases") == []
+    again = node.run("cachectl", "export", "org/model", str(target))
+    assert again.returncode == 64
+    assert "is there already" in again.stderr
+
+
+def test_an_export_of_what_went_bad_is_refused_by_file_and_leaves_nothing(hub: Hub, calm: Node, tmp_path: Path) -> None:
+    model = Model(calm, hub, "one", 1)
+    model.ensure()
+    calm.release_all()
+    rot(model.blob)
+    done = calm.run("cachectl", "export", "org/one", str(tmp_path / "model"))
+    assert done.returncode == 65
+    assert "model.safetensors is not what its digest says" in done.stderr
+    assert "cachectl verify --repair" in done.stderr
+    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / ".model.part").exists()
+    assert calm.ctl("leases") == []
+
+
+def test_an_export_that_is_broken_off_leaves_nothing(hub: Hub, calm: Node, tmp_path: Path) -> None:
+    model = Model(calm, hub, "one", 1, 1024 * MIB)
+    model.ensure("--timeout", "60s")
+    calm.release_all()
+    running = calm.popen("cachectl", "export", "org/one", str(tmp_path / "model"))
+    calm.wait_until((tmp_path / ".model.part" / "model.safetensors").exists, 20, "it to begin")
+    assert [lease["holder"] for lease in calm.ctl("leases")] == ["cachectl export"]
+    running.send_signal(signal.SIGINT)
+    assert running.wait(20) == 130
+    assert not (tmp_path / ".model.part").exists()
+    assert not (tmp_path / "model").exists()
+    assert calm.ctl("leases") == []
+
+
+def test_a_target_that_takes_nothing_is_named(hub: Hub, calm: Node) -> None:
+    Model(calm, hub, "one", 1).ensure()
+    done = calm.run("cachectl", "export", "org/one", "/proc/model")
+    assert done.returncode == 74
+    assert "cannot copy to /proc/model" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,3 +94,22 @@ def test_a_plan_that_cannot_be_made_is_refused_as_the_request_would_be(node: Nod
     done = node.run("cachectl", "plan", "org/unknown")
     assert done.returncode == 66
     assert node.run("cachectl", "plan", "not-a-repo/with/slashes").returncode == 64
+
+
+def test_without_a_model_the_model_list_is_planned(hub: Hub, make_node: Callable[..., Node], tmp_path: Path) -> None:
+    for number, name in enumerate(("one", "two")):
+        weights = Synthetic(SIZE, 600 + number)
+        hub.create_repo(f"org/{name}").commit({"config.json": f'"{name}"'.encode(), "model.safetensors": weights})
+    listed = tmp_path / "models.toml"
+    listed.write_text('[[models]]\nrepo = "org/one"\n[[models]]\nrepo = "org/two"\nprofile = "full"\n')
+    node = make_node(cache={"budget": f"{SIZE + 9 * MIB}B"}, models={"file": str(listed)}).start()
+    node.wait_until(lambda: len(node.status().model_list) == 2, 20, "the list to be read")
+    plan = planned(node)
+    assert (plan["fit"], plan["status"]) == ("never", 73)
+    assert [(m["repo_id"], m["profile"]) for m in plan["models"]] == [("org/one", "vllm"), ("org/two", "full")]
+
+
+def test_without_a_model_and_without_a_list_there_is_nothing_to_plan(node: Node) -> None:
+    done = node.run("cachectl", "plan")
+    assert done.returncode == 64
+    assert "there is no model list" in done.stderr

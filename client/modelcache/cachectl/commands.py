@@ -14,12 +14,13 @@ from modelcache.cachectl.config import config
 from modelcache.cachectl.doctor import doctor
 from modelcache.cachectl.events import events
 from modelcache.cachectl.evict import evict
+from modelcache.cachectl.export import export
 from modelcache.cachectl.gc import gc
 from modelcache.cachectl.keep import cancel, pin, release, unpin
 from modelcache.cachectl.listing import leases, ls
 from modelcache.cachectl.plan import plan
 from modelcache.cachectl.pull import pull
-from modelcache.cachectl.session import Session
+from modelcache.cachectl.session import LocalDiskError, Session
 from modelcache.cachectl.show import show
 from modelcache.cachectl.status import status
 from modelcache.cachectl.top import top
@@ -58,7 +59,7 @@ def cli(context: click.Context, as_json: bool, address: str | None) -> int:
 
 
 _LOOKING = (status, top, ls, show, leases, events, plan, verify, config, doctor)
-_CHANGING = (pull, cancel, evict, gc, pin, unpin, release)
+_CHANGING = (pull, cancel, evict, gc, pin, unpin, release, export)
 for _verb in (*_LOOKING, *_CHANGING):
     cli.add_command(_verb)
 
@@ -92,6 +93,8 @@ def _told(error: Exception, session: Session) -> tuple[str, str, int]:
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx else "cachectl"
         return "USAGE", f"{error.format_message().rstrip('.')}; see {where} --help", EXIT_USAGE
+    if isinstance(error, LocalDiskError):
+        return "DISK", str(error), error.exit_code
     if isinstance(error, AddressError):
         return "USAGE", str(error), EXIT_USAGE
     return "INTERNAL", str(error), EXIT_SOFTWARE

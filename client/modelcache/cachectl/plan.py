@@ -21,14 +21,16 @@ _STATUS = {
 
 
 @click.command("plan", epilog="Example: cachectl plan Qwen/Qwen2.5-7B-Instruct org/lora --profile vllm")
-@click.argument("models", metavar="MODEL[@REV]...", nargs=-1, required=True, type=model_argument)
+@click.argument("models", metavar="[MODEL[@REV]]...", nargs=-1, type=model_argument)
 @click.option("--profile", metavar="P", default="", help="vllm (default), transformers, full or gguf:<quant>.")
 @verb
 def plan(session: Session, models: tuple[common_pb2.ModelReference, ...], profile: str) -> int:
-    """Show what models would fetch and what would go for them; changes nothing.
+    """Show what models would fetch and what would go for them; changes nothing. Without a model, the model list.
 
     Exits 0 if they fit together, 75 if something in use would have to end first, 73 if they never fit.
     """
+    if profile and not models:
+        raise click.UsageError("--profile is for models that are named; the model list has its own")
     wanted = [reference(model.repo_id, model.revision, profile=profile) for model in models]
     planned = session.admin.plan(wanted)
     if session.json:

@@ -65,6 +65,12 @@ class Session:
             self.admin.close()
 
 
+class LocalDiskError(click.ClickException):
+    """A file of this process's own could not be written or read."""
+
+    exit_code = 74  # EX_IOERR
+
+
 def _console(*, stderr: bool) -> Console:
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     # Markup and highlighting off: a repository called "[red]" is a name.

@@ -621,7 +621,7 @@ Global___EvictedModel: _TypeAlias = EvictedModel  # noqa: Y015
 
 @_typing.final
 class PlanModelsRequest(_message.Message):
-    """Names what would be wanted, as one request."""
+    """Names what would be wanted, as one request; with no model, what the model list names."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -49,6 +49,7 @@ from modelcached.cache.requests import (
     Ready,
     ReadyModel,
     Status,
+    Transfer,
 )
 from modelcached.cache.scrub import Scrubber
 from modelcached.cache.shelf import Shelf
@@ -296,6 +297,10 @@ class Cache:
                 first = lease.models[0].snapshot
                 self.core.observe(OperatorActed("released", f"{first.repo_id}@{first.commit}", str(lease)))
         return released
+
+    def transfers(self) -> tuple[Transfer, ...]:
+        """What is on its way."""
+        return self._assemblies.transfers()
 
     async def status(self) -> Status:
         """The disk's truth at this moment."""

@@ -246,10 +246,7 @@ class Standing(enum.StrEnum):
 class Listed:
     """One model of the model list."""
 
-    repo_id: RepoId
-    revision: Revision
-    profile: str
-    """Its canonical name."""
+    model: ModelRequest
     priority: int
     standing: Standing
     detail: str

@@ -87,12 +87,15 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def PlanModels(self, request: admin_pb2.PlanModelsRequest, context: Any) -> admin_pb2.PlanModelsResponse:  # noqa: N802
         """See the contract."""
         del context
-        if not 0 < len(request.models) <= translate.MAX_ADAPTERS + 1:
+        if len(request.models) > translate.MAX_ADAPTERS + 1:
             raise CacheError(
                 Reason.INVALID_REQUEST,
-                f"a plan is for 1 to {translate.MAX_ADAPTERS + 1} models, this one names {len(request.models)}",
+                f"a plan is for {translate.MAX_ADAPTERS + 1} models at the most, this one names {len(request.models)}",
             )
-        return operators.plan_message(await self._cache.plan(translate.model_requests(request.models)))
+        models = translate.model_requests(request.models) or tuple(each.model for each in self._cache.core.listed())
+        if not models:
+            raise CacheError(Reason.INVALID_REQUEST, "the request names no model, and there is no model list")
+        return operators.plan_message(await self._cache.plan(models))
 
     @unary
     async def PinModel(self, request: admin_pb2.PinModelRequest, context: Any) -> admin_pb2.PinModelResponse:  # noqa: N802

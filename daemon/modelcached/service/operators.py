@@ -66,9 +66,9 @@ def transfer_message(transfer: Transfer) -> admin_pb2.Transfer:
 def listed_message(listed: Listed) -> admin_pb2.ListedModel:
     """A model of the model list."""
     return admin_pb2.ListedModel(
-        repo_id=listed.repo_id,
-        revision=listed.revision,
-        profile=listed.profile,
+        repo_id=listed.model.repo_id,
+        revision=listed.model.revision,
+        profile=listed.model.profile.canonical,
         priority=listed.priority,
         state=_STANDINGS[listed.standing],
         detail=listed.detail,

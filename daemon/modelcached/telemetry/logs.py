@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
 from typing import Any
@@ -23,11 +24,36 @@ def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappi
     return event
 
 
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""Of syslog(3)."""
+
+
+def into_journal() -> bool:
+    """Whether stderr is the journal's own stream, as systemd says it (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _with_priority(renderer: Any) -> Any:
+    """Each line begins with its priority, which journald takes off and files it under (sd-daemon(3))."""
+
+    def render(logger: Any, name: str, event: MutableMapping[str, Any]) -> str:
+        priority = _PRIORITIES.get(str(event.get("level")), 6)
+        return f"<{priority}>{renderer(logger, name, event)}"
+
+    return render
+
+
 def configure(section: LogSection) -> None:
     """May be called again with another level."""
     terminal = sys.stderr.isatty()
     console = section.format == "console" or (section.format == "auto" and terminal)
     renderer: Any = structlog.dev.ConsoleRenderer(colors=terminal) if console else structlog.processors.JSONRenderer()
+    if into_journal():
+        renderer = _with_priority(renderer)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -13,9 +13,11 @@ from modelcached.cache import Cache, Core
 from modelcached.cache.admission import drop_leftovers
 from modelcached.cache.core import PODS_DIRECTORY
 from modelcached.cache.eviction import condemn, plan
+from modelcached.cache.requests import Transfer
 from modelcached.events import Observer, UpkeepRan
 from modelcached.ledger.leases import LeaseKind, PodWitness
 from modelcached.ledger.space import NOTHING, Amount
+from modelcached.model import SnapshotId
 from modelcached.pools import Pools
 from modelcached.sources.http import HttpSource
 from modelcached.sources.xet import XetSource
@@ -34,6 +36,7 @@ WATCH_SECONDS = 0.5
 STALL_SECONDS = 1.0
 IDLE_SECONDS = 10.0
 """A connection that was not used for so long is closed."""
+PROGRESS_SECONDS = 10.0
 LIST_SECONDS = 5.0
 """Where the model list's file cannot be watched, and for what could not be done the last time."""
 XET_IDLE_SECONDS = 2.0
@@ -119,6 +122,34 @@ class LeaseKeeper:
         if healthy != self._witness_healthy:
             self._witness_healthy = healthy
             log.warning("pods directory", healthy=healthy, directory=str(self._pods.path))
+
+
+class ProgressTeller:
+    """A line for each model that has been on its way for a while: logs are read where nobody sees a bar."""
+
+    def __init__(self, transfers: Callable[[], tuple[Transfer, ...]]) -> None:
+        self._transfers = transfers
+        self._before: set[SnapshotId] = set()
+
+    async def look(self) -> None:
+        """Once; of what was on its way at the last look, too."""
+        transfers = self._transfers()
+        for transfer in transfers:
+            if transfer.snapshot not in self._before:
+                continue
+            progress = transfer.progress
+            log.info(
+                "progress",
+                model=str(transfer.snapshot),
+                phase=progress.phase.name.lower(),
+                bytes_done=progress.bytes_done,
+                bytes_total=progress.bytes_total,
+                bytes_per_second=progress.bytes_per_second,
+                waiters=progress.waiters,
+                background=transfer.background,
+                detail=progress.detail,
+            )
+        self._before = {transfer.snapshot for transfer in transfers}
 
 
 async def sweep_leftovers(core: Core) -> None:

@@ -205,7 +205,8 @@ class Prefetcher:
         elif not kept.held:
             standing = Standing.WAITING
         model = kept.model
-        return Listed(model.repo_id, model.revision, model.profile.canonical, model.priority, standing, detail)
+        request = ModelRequest(model.repo_id, model.revision, model.profile)
+        return Listed(request, model.priority, standing, detail)
 
     def _tell_failing(self) -> None:
         topic, failing = "listed models", [kept for kept in self._kept or () if kept.why]

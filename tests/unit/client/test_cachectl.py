@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from modelcache.cachectl.commands import cli
 from modelcache.reasons import TABLE, Reason
 from modelcache.v1 import admin_pb2, common_pb2
 
@@ -707,3 +708,8 @@ def test_a_plan_as_json(daemon, cachectl):
         [],
     )
     assert told["models"][0]["bytes_to_fetch"] == 5_000_000_000
+
+
+def test_every_verb_is_tried_here():
+    """But export, which copies files of a real cache: tests/integration/test_operators.py."""
+    assert set(cli.commands) - {"export"} == set(VERBS)
