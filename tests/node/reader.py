@@ -104,12 +104,25 @@ class Reader:
             except FileNotFoundError:
                 if self._is_published(directory):
                     return f"{path} is listed and not there"
-                if self._snapshot.exists():
-                    return f"{path} was there and is not in the snapshot that came after"
-                return None
+                return self._missing_after(path)
             if found != digest:
                 return f"{path} has wrong content"
         self.seen[number] += 1
+        return None
+
+    def _missing_after(self, path: str) -> str | None:
+        """The snapshot that was looked at has gone meanwhile; what came after it, if anything did, has the file too."""
+        try:
+            directory = os.open(self._snapshot, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return None
+        try:
+            os.stat(path, dir_fd=directory)
+        except FileNotFoundError:
+            if self._is_published(directory):
+                return f"{path} was there and is not in the snapshot that came after"
+        finally:
+            os.close(directory)
         return None
 
     def _is_published(self, directory: int) -> bool:
