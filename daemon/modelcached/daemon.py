@@ -20,7 +20,7 @@ from modelcached.cache import Cache, Core
 from modelcached.cache.account import FlightAccount
 from modelcached.cache.hub import HubKeeper
 from modelcached.cache.recovery import recover
-from modelcached.cache.requests import Status
+from modelcached.cache.requests import CachedModel, Status
 from modelcached.cache.rescan import Rescan
 from modelcached.cache.rescue import make_room
 from modelcached.catalog import Catalog, CatalogLimits
@@ -31,7 +31,7 @@ from modelcached.events import DaemonStarted, Event, HubCalled
 from modelcached.ledger import database as state
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.clock import Clock
-from modelcached.ledger.history import History
+from modelcached.ledger.history import History, Row
 from modelcached.ledger.use import UseLedger
 from modelcached.pools import Pools
 from modelcached.service.server import Server
@@ -193,13 +193,13 @@ class Daemon:
     def _page(self, loop: asyncio.AbstractEventLoop) -> Callable[[], Page | None]:
         """The status page, while it is wanted."""
 
-        async def look() -> bytes:
+        async def look() -> tuple[Status, list[CachedModel], list[Row]]:
             events, _ = await self.history.newest(page.EVENTS, None, lambda _: True)
-            status, models = await self.cache.status(), self.cache.shelf.all()
-            return page.data(status, models, events, self.clock.wall())
+            return await self.cache.status(), await self.cache.shelf.all(), events
 
         def data() -> bytes:
-            return asyncio.run_coroutine_threadsafe(look(), loop).result(SCRAPE_SECONDS)
+            looked = asyncio.run_coroutine_threadsafe(look(), loop).result(SCRAPE_SECONDS)
+            return page.data(*looked, self.clock.wall())
 
         html = page.html()
         shown = Page(html, page.policy(html), data)

@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,11 @@ def _median_ms(work: Callable[[], object], times: int = _TIMES) -> float:
     return statistics.median(took) * 1e3
 
 
+def _page(node: Node) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{node.metrics_port}/status.json", timeout=10) as answer:
+        answer.read()
+
+
 class Full(Contender):
     """A start on a warm disk, and what a client sees of it."""
 
@@ -71,7 +77,12 @@ class Full(Contender):
                     raise ContenderError(f"{models} models are served, not {FILLING.snapshots}")
                 status_ms = _median_ms(admin.status)
                 ls_ms = _median_ms(lambda: list(admin.cache.list_models()), 5)
-            process = measure.run([str(BIN / "cachectl"), "ls"], node.client_environment, directory)
+                page_ms = _median_ms(lambda: _page(node), 5)
+            verbs = {"cachectl_ls": ["ls"], "cachectl_status": ["status"], "cachectl_top": ["top", "--count", "1"]}
+            processes = {
+                name: measure.run([str(BIN / "cachectl"), *verb], node.client_environment, directory).seconds * 1e3
+                for name, verb in verbs.items()
+            }
             resident = measure.resident_bytes(node.ps.pid)
         except TimeoutError as error:
             raise ContenderError(f"not ready within {_LIMIT_SECONDS:g} s") from error
@@ -83,7 +94,8 @@ class Full(Contender):
             "seconds": seconds,
             "status": status_ms,
             "ls": ls_ms,
-            "cachectl": process.seconds * 1e3,
+            "page": page_ms,
+            **processes,
             "mib": resident / MIB,
             **victims,
         }
@@ -106,7 +118,10 @@ SCALE = Case(
         Column("mib", "MiB resident", 0),
         Column("status", "status ms", 1),
         Column("ls", "list ms", 0),
-        Column("cachectl", "cachectl ls ms", 0),
+        Column("page", "status page ms", 0),
+        Column("cachectl_ls", "cachectl ls ms", 0),
+        Column("cachectl_status", "cachectl status ms", 0),
+        Column("cachectl_top", "cachectl top ms", 0),
         Column("one", "1 victim ms"),
         Column("many", f"{_MANY_VICTIMS} victims ms"),
         Column("all", "all victims ms", 0),

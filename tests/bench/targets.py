@@ -59,5 +59,9 @@ TARGETS = (
     Target("scale", "mib", 200.0),
     Target("scale", "status", 100.0),
     Target("scale", "ls", 300.0),
+    Target("scale", "page", 300.0),
+    Target("scale", "cachectl_ls", 300.0),
+    Target("scale", "cachectl_status", 300.0),
+    Target("scale", "cachectl_top", 300.0),
     Target("scale", "many", 10.0),
 )

@@ -16,6 +16,7 @@ import pytest
 from modelcached.model import SnapshotId
 
 from tests.hub import MIB, Hub, Synthetic
+from tests.integration.test_status_page import told
 from tests.node import Node
 from tests.node.filling import Filling, fill, repo_ids, snapshots
 from tests.node.manager import Manager
@@ -83,6 +84,8 @@ def test_a_large_cache_is_served_soon_looked_at_fast_and_evicted_in_order(hub: H
         assert list(status.degraded) == []
         with within_cpu_seconds(node, LIST_CPU_SECONDS):
             models = list(admin.cache.list_models())
+    with within_cpu_seconds(node, LIST_CPU_SECONDS):
+        assert len(told(node)["models"]) == FILLING.snapshots
     assert {(m.repo_id, m.commit) for m in models} == {(s.repo_id, s.commit) for s in in_order_of_use()}
     assert sum(m.pinned for m in models) == FILLING.pinned
     assert sum(bool(m.lease_ids) for m in models) == FILLING.leased

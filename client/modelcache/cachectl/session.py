@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -53,6 +53,12 @@ class Session:
         """One of several JSON values, each on a line of its own, at once."""
         sys.stdout.write(json.dumps(value) + "\n")
         sys.stdout.flush()
+
+    def print_lines(self, lines: Iterable[str]) -> None:
+        """A table that is made already: the first line is its head."""
+        head, *rest = lines
+        self.out.print(Text(head, style="bold"), soft_wrap=True)
+        sys.stdout.write("".join(f"{line}\n" for line in rest))
 
     def say(self, text: str) -> None:
         """A line of prose on stderr; with --json nobody reads it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from modelcached.ledger.space import Amount
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, as_commit
 from modelcached.store.index import Snapshot, SnapshotState
 
+_MODELS_A_STEP = 100
+"""Described while the event loop does nothing else: some milliseconds."""
 _LOOK = "cachectl ls shows what is"
 """To bring what is not there would be no help to who only wants to look at it, or to have it gone."""
 
@@ -132,9 +135,16 @@ class Shelf:
         victims, _ = eviction.plan(core, Amount(lacking), meant)
         return [victim.id for victim in victims]
 
-    def all(self) -> list[CachedModel]:
-        """Every snapshot, as it is listed."""
-        return self.describe(list(self._core.index.snapshots()))
+    async def all(self) -> list[CachedModel]:
+        """Every snapshot, as it is listed; in steps, for there may be thousands."""
+        listed: list[CachedModel] = []
+        after: SnapshotId | None = None
+        while True:
+            models, after = self.page(after, _MODELS_A_STEP)
+            listed += models
+            if after is None:
+                return listed
+            await asyncio.sleep(0)
 
     def page(self, after: SnapshotId | None, size: int) -> tuple[list[CachedModel], SnapshotId | None]:
         """The next snapshots in order of repository and commit, and where the page after begins."""
