@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from modelcache.cachectl import rows
+from modelcache.output import Answer
 from modelcache.v1 import admin_pb2, common_pb2
 
 COMMIT = "a09a35458c702b33eeacc393d103063234e8bc28"
@@ -140,6 +141,20 @@ GARBAGE = admin_pb2.CollectGarbageResponse(
     ],
     bytes_freed=3_400_000_000,
 )
+ANSWER = Answer(
+    repo_id=REPO,
+    revision="main",
+    commit=COMMIT,
+    path=f"/var/lib/llm-models/hub/{MODEL.path}",
+    outcome="downloaded",
+    profile="vllm",
+    bytes_total=15_242_690_000,
+    bytes_fetched=15_242_690_000,
+    stale=False,
+    lease_id=LEASE.id,
+    lease_kind="ttl",
+    lease_expires="2026-11-25T09:01:00Z",
+)
 FINDING = admin_pb2.Finding(
     level=admin_pb2.FINDING_LEVEL_WARNING,
     check="memory",
@@ -163,6 +178,8 @@ JSON: dict[str, Callable[[], object]] = {
     "verify": lambda: rows.verified_row(admin_pb2.VerifyDone(models=1, files=14, bytes=15_242_690_000, bad=[BAD])),
     "gc": lambda: rows.garbage_row(GARBAGE, removed=True),
     "events": lambda: [rows.event_row(EVENT)],
+    "import": lambda: [ANSWER.as_dict()],
+    "pull": lambda: [ANSWER.as_dict()],
     "export": lambda: {"path": "/srv/qwen", "commit": COMMIT, "files": 14, "bytes": 15_242_690_000},
     "doctor": lambda: [rows.finding_row(FINDING)],
     "config": lambda: rows.config_row(CONFIG, [SETTING]),

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Self
 
-from modelcache.client import Client, Stream, answer
+from modelcache.client import Client, EnsureEvent, Stream, answer
 from modelcache.connection import admin_address, open_channel
-from modelcache.v1 import admin_pb2, admin_pb2_grpc, common_pb2
+from modelcache.v1 import admin_pb2, admin_pb2_grpc, cache_pb2, common_pb2
 
 _PAGE_SIZE = 500
 
@@ -77,6 +77,13 @@ class Admin:
         request = admin_pb2.VerifyModelsRequest(models=models, repair=repair)
         return Stream(self._stub.VerifyModels(request), _verify_event)
 
+    def import_model(
+        self, path: str, model: common_pb2.ModelReference, lease: cache_pb2.LeaseRequest
+    ) -> Stream[EnsureEvent]:
+        """Takes a model from a folder that the daemon sees: Progress again and again, then Ready."""
+        request = admin_pb2.ImportModelRequest(path=path, model=model, lease=lease)
+        return Stream(self._stub.ImportModel(request), _import_event)
+
     def garbage(
         self, kinds: Iterable[admin_pb2.GarbageKind.ValueType] = (), *, remove: bool
     ) -> admin_pb2.CollectGarbageResponse:
@@ -142,3 +149,7 @@ class Admin:
 
 def _verify_event(response: admin_pb2.VerifyModelsResponse) -> VerifyEvent:
     return response.done if response.WhichOneof("event") == "done" else response.progress
+
+
+def _import_event(response: admin_pb2.ImportModelResponse) -> EnsureEvent:
+    return response.ready if response.WhichOneof("event") == "ready" else response.progress

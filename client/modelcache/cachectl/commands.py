@@ -16,6 +16,7 @@ from modelcache.cachectl.events import events
 from modelcache.cachectl.evict import evict
 from modelcache.cachectl.export import export
 from modelcache.cachectl.gc import gc
+from modelcache.cachectl.import_model import import_model
 from modelcache.cachectl.keep import cancel, pin, release, unpin
 from modelcache.cachectl.listing import leases, ls
 from modelcache.cachectl.plan import plan
@@ -59,7 +60,7 @@ def cli(context: click.Context, as_json: bool, address: str | None) -> int:
 
 
 _LOOKING = (status, top, ls, show, leases, events, plan, verify, config, doctor)
-_CHANGING = (pull, cancel, evict, gc, pin, unpin, release, export)
+_CHANGING = (pull, import_model, export, cancel, evict, gc, pin, unpin, release)
 for _verb in (*_LOOKING, *_CHANGING):
     cli.add_command(_verb)
 

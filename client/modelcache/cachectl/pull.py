@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from modelcache.cachectl.session import Session, model_argument, spelt, verb
-from modelcache.client import reference
+from modelcache.client import EnsureEvent, Stream, reference
 from modelcache.errors import ModelCacheError
 from modelcache.output import answers, hub_directory
 from modelcache.progress import describe
@@ -22,6 +22,9 @@ from modelcache.v1 import cache_pb2, common_pb2
 
 LEASE_SECONDS = 60
 """Long enough to be released by us, short enough to be forgotten if we die."""
+
+
+Told = dict[str, str | int | bool | None]
 
 
 class _Watcher(Protocol):
@@ -57,9 +60,14 @@ def pull(
             session.print_json(done)
 
 
-def _pull_one(session: Session, model: common_pb2.ModelReference) -> list[dict[str, str | int | bool | None]]:
+def _pull_one(session: Session, model: common_pb2.ModelReference) -> list[Told]:
     lease = cache_pb2.LeaseRequest(holder="cachectl pull", ttl=Duration(seconds=LEASE_SECONDS))
-    with _watching(session, spelt(model)) as watch, session.admin.cache.ensure(model, lease=lease) as stream:
+    return followed(session, spelt(model), session.admin.cache.ensure(model, lease=lease))
+
+
+def followed(session: Session, name: str, asked: Stream[EnsureEvent]) -> list[Told]:
+    """Shows how it goes, gives the lease back, prints the paths; what --json prints."""
+    with _watching(session, name) as watch, asked as stream:
         ready = None
         for event in stream:
             if isinstance(event, cache_pb2.Ready):

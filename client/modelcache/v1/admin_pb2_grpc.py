@@ -95,6 +95,11 @@ class AdminServiceStub(object):
                 request_serializer=modelcache_dot_v1_dot_admin__pb2.VerifyModelsRequest.SerializeToString,
                 response_deserializer=modelcache_dot_v1_dot_admin__pb2.VerifyModelsResponse.FromString,
                 _registered_method=True)
+        self.ImportModel = channel.unary_stream(
+                '/modelcache.v1.AdminService/ImportModel',
+                request_serializer=modelcache_dot_v1_dot_admin__pb2.ImportModelRequest.SerializeToString,
+                response_deserializer=modelcache_dot_v1_dot_admin__pb2.ImportModelResponse.FromString,
+                _registered_method=True)
         self.CollectGarbage = channel.unary_unary(
                 '/modelcache.v1.AdminService/CollectGarbage',
                 request_serializer=modelcache_dot_v1_dot_admin__pb2.CollectGarbageRequest.SerializeToString,
@@ -204,6 +209,15 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportModel(self, request, context):
+        """Takes a model from a folder that the daemon sees, as from an upstream: what
+        the Hub lists is copied from there, each file hashed. Streams progress; the
+        last message carries `ready`. Nothing is fetched but an index file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CollectGarbage(self, request, context):
         """What lies in the cache beside models, and with `remove` takes it away where
         nobody is using it.
@@ -289,6 +303,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.VerifyModels,
                     request_deserializer=modelcache_dot_v1_dot_admin__pb2.VerifyModelsRequest.FromString,
                     response_serializer=modelcache_dot_v1_dot_admin__pb2.VerifyModelsResponse.SerializeToString,
+            ),
+            'ImportModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.ImportModel,
+                    request_deserializer=modelcache_dot_v1_dot_admin__pb2.ImportModelRequest.FromString,
+                    response_serializer=modelcache_dot_v1_dot_admin__pb2.ImportModelResponse.SerializeToString,
             ),
             'CollectGarbage': grpc.unary_unary_rpc_method_handler(
                     servicer.CollectGarbage,
@@ -631,6 +650,33 @@ class AdminService(object):
             '/modelcache.v1.AdminService/VerifyModels',
             modelcache_dot_v1_dot_admin__pb2.VerifyModelsRequest.SerializeToString,
             modelcache_dot_v1_dot_admin__pb2.VerifyModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelcache.v1.AdminService/ImportModel',
+            modelcache_dot_v1_dot_admin__pb2.ImportModelRequest.SerializeToString,
+            modelcache_dot_v1_dot_admin__pb2.ImportModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,11 @@ class AdminServiceStub:
     """Reads cached files again and compares them with their digests. Asks nobody,
     but to repair. Streams progress; the last message carries `done`.
     """
+    ImportModel: _grpc.UnaryStreamMultiCallable[_admin_pb2.ImportModelRequest, _admin_pb2.ImportModelResponse]
+    """Takes a model from a folder that the daemon sees, as from an upstream: what
+    the Hub lists is copied from there, each file hashed. Streams progress; the
+    last message carries `ready`. Nothing is fetched but an index file.
+    """
     CollectGarbage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CollectGarbageRequest, _admin_pb2.CollectGarbageResponse]
     """What lies in the cache beside models, and with `remove` takes it away where
     nobody is using it.
@@ -110,6 +115,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     VerifyModels: _aio.UnaryStreamMultiCallable[_admin_pb2.VerifyModelsRequest, _admin_pb2.VerifyModelsResponse]  # type: ignore[assignment]
     """Reads cached files again and compares them with their digests. Asks nobody,
     but to repair. Streams progress; the last message carries `done`.
+    """
+    ImportModel: _aio.UnaryStreamMultiCallable[_admin_pb2.ImportModelRequest, _admin_pb2.ImportModelResponse]  # type: ignore[assignment]
+    """Takes a model from a folder that the daemon sees, as from an upstream: what
+    the Hub lists is copied from there, each file hashed. Streams progress; the
+    last message carries `ready`. Nothing is fetched but an index file.
     """
     CollectGarbage: _aio.UnaryUnaryMultiCallable[_admin_pb2.CollectGarbageRequest, _admin_pb2.CollectGarbageResponse]  # type: ignore[assignment]
     """What lies in the cache beside models, and with `remove` takes it away where
@@ -226,6 +236,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.VerifyModelsResponse], _abc.AsyncIterator[_admin_pb2.VerifyModelsResponse]]:
         """Reads cached files again and compares them with their digests. Asks nobody,
         but to repair. Streams progress; the last message carries `done`.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportModel(
+        self,
+        request: _admin_pb2.ImportModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ImportModelResponse], _abc.AsyncIterator[_admin_pb2.ImportModelResponse]]:
+        """Takes a model from a folder that the daemon sees, as from an upstream: what
+        the Hub lists is copied from there, each file hashed. Streams progress; the
+        last message carries `ready`. Nothing is fetched but an index file.
         """
 
     @_abc_1.abstractmethod

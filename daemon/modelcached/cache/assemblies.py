@@ -67,12 +67,12 @@ class Assemblies:
         self._upstream = upstream
         self._running: dict[object, Assembly] = {}
 
-    def _join(self, wants: tuple[Want, ...], token: str | None, *, publish: bool = True) -> Assembly:
+    def _join(self, wants: tuple[Want, ...], token: str | None, *, publish: bool = True, folder: str = "") -> Assembly:
         """The one running request for exactly these selections, started when there is none."""
         key = tuple((want.snapshot, want.selection.profile) for want in wants)
         assembly = self._running.get(key)
         if assembly is None or assembly.ending:
-            assembly = Assembly(self._core, self._flights, self._upstream, wants, token, publishes=publish)
+            assembly = Assembly(self._core, self._flights, self._upstream, wants, token, publish, folder)
             self._running[key] = assembly
             assembly.task = asyncio.create_task(assembly.run(), name=f"assemble {assembly.holder}")
 
@@ -103,13 +103,16 @@ class Assemblies:
         """In the background: nobody waits for it, and a failure is only logged."""
         self._join(wants, token)
 
-    async def make_whole(self, wants: tuple[Want, ...], token: str | None, watch: Watch) -> dict[SnapshotId, Tally]:
+    async def make_whole(
+        self, wants: tuple[Want, ...], token: str | None, watch: Watch, folder: str = ""
+    ) -> dict[SnapshotId, Tally]:
         """Waits until every selection is published; what each was made from. Raises CacheError.
 
+        ``folder``: where what is missing is taken from instead of upstream, unless it is on its way already.
         Cancelling stops the wait alone.
         """
         before = self._running.get(tuple((want.snapshot, want.selection.profile) for want in wants))
-        assembly = self._join(wants, token)
+        assembly = self._join(wants, token, folder=folder)
         watch.follow(assembly, self.waiters)
         await _wait(assembly, watch)
         if before is assembly:

@@ -41,7 +41,7 @@ from modelcached.errors import CacheError, Reason
 from modelcached.events import ModelsFetched
 from modelcached.ledger.space import Amount, Reservation
 from modelcached.model import Digest, FileEntry, Revision, Selection, SnapshotId, as_commit
-from modelcached.sources.origin import LocalOrigin
+from modelcached.sources.origin import LocalOrigin, Origin
 from modelcached.sources.upstream import Upstream
 from modelcached.store.disk import storage_error
 from modelcached.transfer.flight import Flight, Stage
@@ -76,6 +76,8 @@ class Assembly:
     token: str | None = field(repr=False)
     publishes: bool = True
     """False for a single file that is only to be read."""
+    folder: str = ""
+    """Where what is missing is taken from instead of upstream."""
     phase: Phase = Phase.QUEUED
     detail: str = ""
     waiters: int = 0
@@ -435,7 +437,7 @@ class Assembly:
             for digest, entry in sorted(missing(self.core, want).items(), key=lambda item: item[1].size_bytes):
                 flight = self.flights.get(digest)
                 if flight is None:
-                    origins = self.upstream.origins(want.snapshot, entry, self.token)
+                    origins = self._origins(want, entry)
                     foreign = repo.blobs.get(digest)
                     if foreign is not None and foreign.foreign and foreign.path is not None:
                         origins.insert(0, LocalOrigin(foreign.path))
@@ -450,6 +452,11 @@ class Assembly:
                     flight.interest += 1
                     flight.parked += self._parks
                     self.flights.hurry(flight, 1 if self.waiters else 0)
+
+    def _origins(self, want: Want, entry: FileEntry) -> list[Origin]:
+        if self.folder:
+            return [LocalOrigin(f"{self.folder}/{entry.path}")]
+        return self.upstream.origins(want.snapshot, entry, self.token)
 
     async def _land(self) -> None:
         """Waits for all flights. The first failure ends the wait; what the others have is kept."""

@@ -11,7 +11,10 @@ publication.py   showing it
 background.py    what may be had for a model that nobody waits for
 leasing.py       the proof of use that goes with the answer
 prewarm.py       reading ahead what was asked for, when the answer has left
-scrub.py         reading again what lies there
+scrub.py         reading again what lies there; audit.py does when an operator says so
+importing.py     a model that lies in another folder already
+garbage.py       what lies there and is no model
+pacer.py         how fast space is given back that nobody waits for
 shelf.py         looking, for lists and for people
 
 State lives on the event loop and is changed only there; threads move, hash and
@@ -24,12 +27,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import structlog
 
-from modelcached.cache import eviction
+from modelcached.cache import eviction, importing
 from modelcached.cache.assemblies import Assemblies, Watch
 from modelcached.cache.assembly import Tally
 from modelcached.cache.audit import Audit
@@ -53,7 +57,7 @@ from modelcached.cache.requests import (
 )
 from modelcached.cache.scrub import Scrubber
 from modelcached.cache.shelf import Shelf
-from modelcached.cache.want import Want, names_of
+from modelcached.cache.want import Want, missing, names_of
 from modelcached.cache.wanting import Wanting
 from modelcached.catalog import Catalog
 from modelcached.errors import CacheError, Reason
@@ -147,7 +151,7 @@ class Cache:
         token = request.token or read_token(self.core.config.hub.token_file)
         wants = await self._wanting.wants(request.models, token, watch)
         async with self._holding(wants):
-            tallies = await self._make_whole(wants, token, watch)
+            tallies = await self._make_whole(wants, token, watch, request.folder)
             lease = await self.leasing.grant(wants, request.lease, pod_seen)
         if request.prewarm or (request.prewarm is None and self.core.config.cache.prewarm):
             self._prewarm(wants)
@@ -166,18 +170,36 @@ class Cache:
                 await eviction.remove_if_bare(self.core, repo_id)
             raise
 
-    async def _make_whole(self, wants: tuple[Want, ...], token: str | None, watch: Watch) -> dict[SnapshotId, Tally]:
+    async def _make_whole(
+        self, wants: tuple[Want, ...], token: str | None, watch: Watch, path: str = ""
+    ) -> dict[SnapshotId, Tally]:
         """What is not on the disk, and their names; what each was made from, where it was not all there."""
         tallies: dict[SnapshotId, Tally] = {}
         sights = [await self._looking.look(want) for want in wants]
         hit = all(sight.whole for sight in sights)
         if not hit:
-            tallies = await self._assemblies.make_whole(wants, token, watch)
+            folder = await self._folder(path, wants) if path else ""
+            tallies = await self._assemblies.make_whole(wants, token, watch, folder)
             await self.core.pools.on_disk(self.core.check_hub_on_disk)  # that may have taken hours
         for want, sight in zip(wants, sights, strict=True):
             if as_commit(want.revision) is None and not want.stale and not (hit and sight.named):
                 await self.core.point(want.snapshot.repo_id, want.revision, want.snapshot.commit)
         return tallies
+
+    async def import_model(self, request: EnsureRequest, watch: Watch, pod_seen: Callable[[str], bool]) -> Ready:
+        """As ``ensure``, from ``request.folder``. Raises CacheError."""
+        (model,) = request.models
+        folder = await self.core.pools.on_disk(importing.find, request.folder, model.repo_id, model.revision)
+        if folder.commit is not None:  # what it holds is that, whatever the branch means by now
+            request = replace(request, models=(replace(model, revision=Revision(folder.commit)),))
+        return await self.ensure(request, watch, pod_seen)
+
+    async def _folder(self, path: str, wants: tuple[Want, ...]) -> str:
+        """Where the files are; refuses what is not that model."""
+        (want,) = wants
+        folder = await self.core.pools.on_disk(importing.find, path, want.snapshot.repo_id, want.revision)
+        await self.core.pools.on_disk(importing.check, folder, list(missing(self.core, want).values()))
+        return folder.path
 
     async def keep(self, model: ModelRequest, watch: Watch) -> None:
         """For the model list: makes the model whole behind all who wait, and pins what it means now.

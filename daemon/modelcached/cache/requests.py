@@ -64,6 +64,8 @@ class EnsureRequest:
     """None: as ``cache.prewarm`` says."""
     wait_for_space: timedelta = timedelta(0)
     """How long others may take to make room, where there is none now."""
+    folder: str = ""
+    """Where to take it from instead of upstream; absolute."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from modelcache.v1 import admin_pb2, admin_pb2_grpc, common_pb2
+import structlog
+from modelcache.v1 import admin_pb2, admin_pb2_grpc, cache_pb2, common_pb2
 
 from modelcached import __version__
-from modelcached.cache import Cache, garbage
+from modelcached.cache import Cache, Watch, garbage
 from modelcached.cache.requests import Reading
 from modelcached.doctor import Doctor
 from modelcached.errors import CacheError, Reason
@@ -18,6 +19,7 @@ from modelcached.ledger.history import History, Row
 from modelcached.ledger.leases import LeaseKind
 from modelcached.model import SnapshotId, as_commit, parse_repo_id, parse_revision, shown
 from modelcached.service import operators, translate
+from modelcached.service.cache_service import told
 from modelcached.service.status import Gate, stream, unary
 
 _LEAST_INTERVAL_SECONDS = 0.1
@@ -29,8 +31,17 @@ _EVENTS_PAGE, _MAX_EVENTS_PAGE = 100, 1000
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
     """Handlers; each translates, asks the cache, translates back."""
 
-    def __init__(self, cache: Cache, history: History, doctor: Doctor, config_file: Path | None, gate: Gate) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        history: History,
+        doctor: Doctor,
+        config_file: Path | None,
+        gate: Gate,
+        pod_seen: Callable[[str], bool],
+    ) -> None:
         self._cache = cache
+        self._pod_seen = pod_seen
         self._doctor = doctor
         self._history = history
         self._config_file = config_file
@@ -207,6 +218,23 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             work.cancel()  # its caller has gone
         await work
         await context.write(operators.read_message(reading))
+
+    @stream
+    async def ImportModel(  # noqa: N802
+        self, request: admin_pb2.ImportModelRequest, context: Any
+    ) -> None:
+        """See the contract."""
+        wanted = operators.import_request(request)
+
+        async def write(step: cache_pb2.EnsureModelResponse) -> None:
+            await context.write(admin_pb2.ImportModelResponse(progress=step.progress))
+
+        with structlog.contextvars.bound_contextvars(request_id=wanted.request_id):
+            watch = Watch()
+            work = self._cache.import_model(wanted, watch, self._pod_seen)
+            ready = await told(watch, wanted.request_id, write, work)
+            message = translate.ready_message(ready, self._cache.core.clock)
+            await context.write(admin_pb2.ImportModelResponse(ready=message.ready))
 
     @unary
     async def CollectGarbage(  # noqa: N802

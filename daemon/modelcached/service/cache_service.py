@@ -11,7 +11,7 @@ import structlog
 from modelcache.v1 import cache_pb2, cache_pb2_grpc
 
 from modelcached.cache import Cache, Watch
-from modelcached.cache.requests import Phase, Progress
+from modelcached.cache.requests import Phase, Progress, Ready
 from modelcached.errors import CacheError, Reason
 from modelcached.service import translate
 from modelcached.service.status import Gate, stream, unary
@@ -39,13 +39,9 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         wanted = translate.ensure_request(request)
         with structlog.contextvars.bound_contextvars(request_id=wanted.request_id):
             watch = Watch()
-            teller = _Teller(watch, wanted.request_id, context.write)
-            try:
-                ready = await self._cache.ensure(wanted, watch, self._pod_seen)
-            except BaseException:
-                await teller.cancel()
-                raise
-            await teller.end()
+            ready = await told(
+                watch, wanted.request_id, context.write, self._cache.ensure(wanted, watch, self._pod_seen)
+            )
             await context.write(translate.ready_message(ready, self._cache.core.clock))
 
     @unary
@@ -95,6 +91,20 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
             if self._cache.stopping:
                 raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping; the lease waits for reconnect_grace")
             raise CacheError(Reason.LEASE_NOT_FOUND, f"lease {request.lease_id} was released")
+
+
+async def told(
+    watch: Watch, request_id: str, write: Callable[[Any], Awaitable[None]], request: Awaitable[Ready]
+) -> Ready:
+    """The request's answer; meanwhile ``write`` is told how it stands."""
+    teller = _Teller(watch, request_id, write)
+    try:
+        ready = await request
+    except BaseException:
+        await teller.cancel()
+        raise
+    await teller.end()
+    return ready
 
 
 class _Teller:

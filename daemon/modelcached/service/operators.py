@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 
-from modelcache.v1 import admin_pb2
+from modelcache.v1 import admin_pb2, cache_pb2
 
 from modelcached.cache.requests import (
+    EnsureRequest,
     Evicted,
     EvictionRule,
     Fit,
@@ -30,7 +32,7 @@ from modelcached.ledger.clock import Clock
 from modelcached.ledger.history import Kind, Row
 from modelcached.ledger.use import PinOwner
 from modelcached.model import Digest, SnapshotId
-from modelcached.service.translate import duration, lease_message, model_message, timestamp
+from modelcached.service.translate import duration, ensure_request, lease_message, model_message, timestamp
 
 _FITS = {
     Fit.CACHED: admin_pb2.FIT_CACHED,
@@ -261,6 +263,20 @@ def garbage_message(item: Garbage) -> admin_pb2.Garbage:
         modified_at=timestamp(item.modified_at),
         in_use=item.in_use,
     )
+
+
+MAX_PATH_CHARACTERS = 4096
+"""PATH_MAX of Linux."""
+
+
+def import_request(message: admin_pb2.ImportModelRequest) -> EnsureRequest:
+    """Raises CacheError INVALID_*."""
+    if len(message.path) > MAX_PATH_CHARACTERS or "\0" in message.path:
+        raise CacheError(Reason.INVALID_REQUEST, f"path must be at most {MAX_PATH_CHARACTERS} characters")
+    asked = cache_pb2.EnsureModelRequest(
+        model=message.model, lease=message.lease, request_id=message.request_id, prewarm=False
+    )
+    return replace(ensure_request(asked), folder=message.path)
 
 
 def eviction_rule(message: admin_pb2.EvictionRule) -> EvictionRule:

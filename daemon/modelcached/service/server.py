@@ -41,7 +41,7 @@ class Server:
     ) -> None:
         gate, admin_gate = Gate(section.max_streams), Gate(section.max_streams)  # workloads must not lock operators out
         cache_service = CacheService(cache, gate, pod_seen)
-        admin_service = AdminService(cache, history, doctor, config_file, admin_gate)
+        admin_service = AdminService(cache, history, doctor, config_file, admin_gate, pod_seen)
         operators_cache_service = CacheService(cache, admin_gate, pod_seen)
         self._health = HealthServicer()
         self._drain = section.drain_timeout

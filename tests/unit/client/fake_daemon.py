@@ -273,3 +273,10 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
         self.daemon.on_any(context)
         for finding in self.daemon.findings:
             yield admin_pb2.DiagnoseResponse(finding=finding)
+
+    def ImportModel(self, request, context):  # noqa: N802
+        self.daemon.asked.append(request)
+        self.daemon.on_any(context)
+        yield admin_pb2.ImportModelResponse(progress=cache_pb2.Progress(bytes_total=10, bytes_done=5))
+        wanted = cache_pb2.EnsureModelRequest(model=request.model, lease=request.lease)
+        yield admin_pb2.ImportModelResponse(ready=self.daemon.ready(wanted).ready)

@@ -75,6 +75,7 @@ VERBS = {
     "config": [],
     "top": ["--count", "1"],
     "doctor": [],
+    "import": ["/srv/model", "org/name"],
 }
 
 
@@ -465,7 +466,7 @@ def test_usage_errors_are_64(cachectl, arguments):
     assert ".;" not in err
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "pull"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("pull", "import")])
 def test_every_verb_fits_80_columns_and_has_no_colour_in_a_pipe(full_daemon, cachectl, verb):
     status, out, err = cachectl(verb, *VERBS[verb])
     assert status == 0
