@@ -283,7 +283,8 @@ class MetricsSection(_Section):
     address: Annotated[str, AfterValidator(_host_port)] = "127.0.0.1:9095"
     """host:port of /metrics, /healthz and /readyz; empty turns the listener off."""
     page: bool = True
-    """Whether there is a status page at / (read-only; whoever reaches the address sees the names of models)."""
+    """Whether there is a status page at / (read-only). Whoever reaches the address sees models, who holds them, and why
+    requests were refused."""
     models: int = Field(default=0, ge=0, le=1000)
     """For how many cached models, those asked for last, there are series of their own; each costs two."""
 

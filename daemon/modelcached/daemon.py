@@ -9,9 +9,9 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -27,7 +27,7 @@ from modelcached.catalog import Catalog, CatalogLimits
 from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
 from modelcached.doctor import Doctor, Surroundings
 from modelcached.errors import CacheError, Reason
-from modelcached.events import DaemonStarted, Event, HubCalled
+from modelcached.events import DaemonStarted, Event, HubCalled, RequestEnded
 from modelcached.ledger import database as state
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.clock import Clock
@@ -63,6 +63,7 @@ from modelcached.upkeep.reload import Reloader
 log = structlog.get_logger()
 
 SCRAPE_SECONDS = 10.0
+T = TypeVar("T")
 
 
 class Daemon:
@@ -109,13 +110,13 @@ class Daemon:
         )
 
         def status_from_thread() -> Status:
-            return asyncio.run_coroutine_threadsafe(self.cache.status(), loop).result(SCRAPE_SECONDS)
+            return _from_loop(self.cache.status(), loop)
 
         def tasks_from_thread() -> int:
             async def count() -> int:
                 return len(asyncio.all_tasks()) - 1  # without this one
 
-            return asyncio.run_coroutine_threadsafe(count(), loop).result(SCRAPE_SECONDS)
+            return _from_loop(count(), loop)
 
         self.metrics = Metrics(status_from_thread, tasks_from_thread)
         use = UseLedger(self.database, contents, self.clock, config.leases.reconnect_grace.total_seconds())
@@ -165,7 +166,11 @@ class Daemon:
         claim.walker.close()
         await hub_keeper.look()  # before anybody is answered
         doctor = Doctor(self.core, Surroundings(apis, lambda: self.watch.why_polling, self.began_at))
-        self.server = Server(self.cache, self.history, doctor, config.server, pods.seen, self.config_file)
+
+        def refused() -> None:  # not for the history: one that asks in a loop would leave nothing else in it
+            self.metrics.observe(RequestEnded("error", Reason.OVERLOADED.value, 0.0))
+
+        self.server = Server(self.cache, self.history, doctor, config.server, pods.seen, self.config_file, refused)
         await self.server.start()
         self.listener = (
             Listener(config.metrics.address, self.metrics.registry, loop, lambda: self.serving, self._page(loop))
@@ -198,11 +203,10 @@ class Daemon:
             return await self.cache.status(), await self.cache.shelf.all(), events
 
         def data() -> bytes:
-            looked = asyncio.run_coroutine_threadsafe(look(), loop).result(SCRAPE_SECONDS)
-            return page.data(*looked, self.clock.wall())
+            return page.data(*_from_loop(look(), loop), self.clock.wall())
 
         html = page.html()
-        shown = Page(html, page.policy(html), data)
+        shown = Page(html, page.policy(html), page.shared(data))
         return lambda: shown if self.config.metrics.page else None
 
     def _start_loops(self, pods: PodsDirectory) -> None:
@@ -278,6 +282,16 @@ class Daemon:
         if self.claim is not None:
             self.claim.release()
         log.info("stopped")
+
+
+def _from_loop(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    """What it comes to on the event loop, for another thread. Raises TimeoutError, and then it goes on no more."""
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        return future.result(SCRAPE_SECONDS)
+    except TimeoutError:
+        future.cancel()
+        raise
 
 
 def _open_state(disk: Disk, layout: Layout) -> tuple[sqlite3.Connection, state.Contents]:

@@ -129,6 +129,7 @@ def test_no_room_is_told_before_a_byte_is_copied(hub: Hub, make_node: Callable[.
     assert os.listdir(node.cache_dir / "modelcached" / "partial") == []
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("who", ["client", "daemon"])
 def test_killed_in_the_middle_both_sides_are_usable_and_it_goes_on(
     hub: Hub, make_node: Callable[..., Node], tmp_path: Path, who: str
@@ -156,6 +157,7 @@ def test_killed_in_the_middle_both_sides_are_usable_and_it_goes_on(
     node.assert_disk_truth()
 
 
+@pytest.mark.deep
 def test_ten_thousand_files(hub: Hub, node: Node, tmp_path: Path) -> None:
     files = {f"part/{number:05}.json": json.dumps(number).encode() for number in range(10_000)}
     hub.create_repo("org/many").commit({**files, "config.json": b"{}"})

@@ -29,6 +29,7 @@ NO_UNITS = {
     "leases",
     "pins",
     "witness_healthy",
+    "evictable",
     "flights",
     "filesystem_inodes",
     "filesystem_free_inodes",
@@ -275,7 +276,9 @@ def test_use_is_shown_by_kind_and_by_age(hub: Hub, make_node: Callable[..., Node
     assert node.metric("modelcached_leases", kind="ttl") == node.metric("modelcached_leases") == 2
     assert node.metric("modelcached_witness_healthy") == 1
     assert "modelcached_oldest_idle_seconds" not in get(node, "/metrics")[1], "everything is in use"
+    assert node.metric("modelcached_evictable") == 0
     node.release_all()
+    assert node.metric("modelcached_evictable") == 1
     assert 0 < node.metric("modelcached_oldest_idle_seconds") < 60
     text = get(node, "/metrics")[1]
     assert re.findall(r'modelcached_model_size_bytes\{.*model="([^"]+)"', text) == ["org/two"]

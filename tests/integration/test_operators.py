@@ -253,6 +253,7 @@ def test_a_repair_that_cannot_be_made_says_why(hub: Hub, calm: Node) -> None:
     assert bad["detail"]
 
 
+@pytest.mark.deep
 def test_who_stops_a_reading_leaves_nothing_behind(hub: Hub, calm: Node) -> None:
     model = Model(calm, hub, "one", 1, 512 * MIB)
     model.ensure("--timeout", "60s")
@@ -285,6 +286,13 @@ def test_garbage_is_shown_and_removed_by_kind(hub: Hub, calm: Node) -> None:
     assert calm.ctl("gc", "--dry-run")["items"] == []
     assert model.is_right
     calm.assert_disk_truth()
+
+
+def test_what_has_just_come_into_the_trash_may_come_back_and_stays(node: Node) -> None:
+    (node.cache_dir / "modelcached" / "trash" / "something").mkdir()
+    (item,) = node.ctl("gc", "--dry-run")["items"]
+    assert (item["kind"], item["name"], item["in_use"]) == ("trash", "something", True)
+    assert node.ctl("gc", "--yes")["items"] == []
 
 
 def test_what_a_request_is_fetching_is_no_garbage_until_it_has_gone(hub: Hub, calm: Node) -> None:
@@ -404,6 +412,8 @@ def test_what_names_no_kind_of_ours_is_refused(node: Node) -> None:
         for call, request in (
             (stub.ListEvents, admin_pb2.ListEventsRequest(kinds=[99])),
             (stub.ListEvents, admin_pb2.ListEventsRequest(page_token="x")),
+            (stub.ListEvents, admin_pb2.ListEventsRequest(page_token="9" * 20)),
+            (stub.ListEvents, admin_pb2.ListEventsRequest(page_token="\u00b2")),
             (stub.CollectGarbage, admin_pb2.CollectGarbageRequest(kinds=[99])),
             (stub.EvictModels, admin_pb2.EvictModelsRequest(models=[reference("a/b")], rule=admin_pb2.EvictionRule())),
         ):
@@ -449,6 +459,7 @@ def test_an_export_of_what_went_bad_is_refused_by_file_and_leaves_nothing(hub: H
     assert calm.ctl("leases") == []
 
 
+@pytest.mark.deep
 def test_an_export_that_is_broken_off_leaves_nothing(hub: Hub, calm: Node, tmp_path: Path) -> None:
     model = Model(calm, hub, "one", 1, 1024 * MIB)
     model.ensure("--timeout", "60s")

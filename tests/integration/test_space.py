@@ -197,11 +197,12 @@ def test_a_model_that_a_request_is_about_to_use_is_passed_over(hub: Hub, make_no
     assert cached(node) == {"other"}
 
 
+@pytest.mark.deep
 def test_what_the_watermarks_evict_takes_its_time_until_somebody_needs_room(
     hub: Hub, make_node: Callable[..., Node]
 ) -> None:
     publish(hub, "m1", "m2", "m3", "m4")
-    node = make_node(cache={**budget(4), "high_watermark": "60%", "low_watermark": "40%", "evict_rate": "1B"})
+    node = make_node(cache={**budget(3), "high_watermark": "60%", "low_watermark": "40%", "evict_rate": "1B"})
     node.start()
     for name in ("m1", "m2"):
         ensure(node, name)

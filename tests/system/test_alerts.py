@@ -45,21 +45,41 @@ CASES = [
     Case(
         "ModelcachedDiskFillsSoon",
         "loses 1 GB a minute of 100",
-        {labelled("modelcached_filesystem_free_bytes"): f"{100 * GB}-{GB}x90"},
+        {
+            labelled("modelcached_filesystem_free_bytes"): f"{100 * GB}-{GB}x90",
+            labelled("modelcached_used_bytes"): steady(50 * GB, 90),
+        },
         80,
         True,
     ),
     Case(
         "ModelcachedDiskFillsSoon",
         "loses 1 GB a minute of 1000",
-        {labelled("modelcached_filesystem_free_bytes"): f"{1000 * GB}-{GB}x90"},
+        {
+            labelled("modelcached_filesystem_free_bytes"): f"{1000 * GB}-{GB}x90",
+            labelled("modelcached_used_bytes"): steady(50 * GB, 90),
+        },
+        80,
+        False,
+    ),
+    Case(
+        "ModelcachedDiskFillsSoon",
+        "the cache itself takes 140 GB at once",
+        {
+            labelled("modelcached_filesystem_free_bytes"): f"{500 * GB}x45 {360 * GB}x60",
+            labelled("modelcached_used_bytes"): f"{50 * GB}x45 {190 * GB}x60",
+        },
         80,
         False,
     ),
     Case(
         "ModelcachedCannotEvict",
-        "full, and nothing is idle",
-        {labelled("modelcached_used_bytes"): steady(95, 60), labelled("modelcached_budget_bytes"): steady(100, 60)},
+        "full, and nothing may go",
+        {
+            labelled("modelcached_used_bytes"): steady(95, 60),
+            labelled("modelcached_budget_bytes"): steady(100, 60),
+            labelled("modelcached_evictable"): steady(0, 60),
+        },
         40,
         True,
     ),
@@ -69,15 +89,19 @@ CASES = [
         {
             labelled("modelcached_used_bytes"): steady(95, 60),
             labelled("modelcached_budget_bytes"): steady(100, 60),
-            labelled("modelcached_oldest_idle_seconds"): steady(500, 60),
+            labelled("modelcached_evictable"): steady(1, 60),
         },
         40,
         False,
     ),
     Case(
         "ModelcachedCannotEvict",
-        "half full",
-        {labelled("modelcached_used_bytes"): steady(50, 60), labelled("modelcached_budget_bytes"): steady(100, 60)},
+        "half full, all of it in use",
+        {
+            labelled("modelcached_used_bytes"): steady(50, 60),
+            labelled("modelcached_budget_bytes"): steady(100, 60),
+            labelled("modelcached_evictable"): steady(0, 60),
+        },
         40,
         False,
     ),

@@ -116,4 +116,9 @@ async def test_a_long_message_is_cut(history: History) -> None:
 async def test_a_question_that_is_none_is_told_to_who_asked(database: Database) -> None:
     with pytest.raises(sqlite3.Error):
         await database.read("SELECT nothing FROM nowhere")
-    assert await database.read("SELECT 1") == [(1,)]
+    with pytest.raises(OverflowError):  # of Python's, not SQLite's
+        await database.read("SELECT ?", (2**64,))
+    with pytest.raises(UnicodeEncodeError):
+        await database.write(("INSERT INTO meta VALUES (?, 'x')", ("\ud800",)))
+    await database.write(("INSERT INTO meta VALUES ('after', 'x')", ()))
+    assert await database.read("SELECT value FROM meta WHERE key = 'after'") == [("x",)]

@@ -62,6 +62,10 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+async def nothing_is_here() -> None:
+    """What a request sees that needs all of its model."""
+
+
 async def pausing(core: Core) -> asyncio.Task[int]:
     """An eviction after its first file."""
     before = core.space.used_bytes
@@ -106,9 +110,13 @@ async def test_two_share_the_rate(core: Core) -> None:
     assert loop.time() - began >= 6 / 20
 
 
-async def test_a_request_in_line_for_space_ends_the_pause(core: Core) -> None:
+async def test_who_is_in_line_and_finds_room_does_not(core: Core) -> None:
     task = await pausing(core)
-    async with core.in_line():
+    reservation = await admit(core, MIB, nothing_is_here, lambda: Amount(MIB), "a model")
+    reservation.release()
+    await asyncio.sleep(0.1)
+    assert (blobs(core, FIRST), task.done()) == (2, False)
+    with core.pacer.hurried():
         await goes(core, task)
 
 
@@ -153,11 +161,8 @@ async def test_nothing_more_is_evicted_while_what_is_going_may_be_enough(core: C
     free = 2 * MIB + 4096  # the second and third file of the first model, and what is there besides
     core.space.limits = Limits(core.space.used_bytes + 4096, 0)
 
-    async def look() -> None:
-        """Nothing of it is here."""
-
     async with asyncio.timeout(30):
-        reservation = await admit(core, free, look, lambda: Amount(free), "a model")
+        reservation = await admit(core, free, nothing_is_here, lambda: Amount(free), "a model")
     reservation.release()
     assert blobs(core, SECOND) == 3
     assert core.index.snapshot(SECOND) is not None

@@ -19,6 +19,7 @@ from modelcache.cachectl.session import Session, model_argument, verb
 from modelcache.client import reference
 from modelcache.errors import ModelCacheError
 from modelcache.output import hub_directory
+from modelcache.reasons import Reason
 from modelcache.units import format_rate, printable
 from modelcache.v1 import admin_pb2, cache_pb2, common_pb2
 
@@ -34,7 +35,7 @@ _MARKS: dict[int, tuple[str, str]] = {
     _SKIPPED: ("skipped", "dim"),
 }
 _TRIED = "*.json"
-"""What is fetched to try it: small, and every model has some."""
+"""What is fetched to try it: small, and nearly every model has some."""
 _LEASE_SECONDS = 60
 
 
@@ -89,7 +90,8 @@ def _download(session: Session, model: common_pb2.ModelReference) -> Iterator[ad
             raise click.ClickException("the daemon ended the stream without an answer")
         session.admin.cache.release(ready.lease.id)
     except ModelCacheError as error:
-        yield admin_pb2.Finding(level=_FAILURE, check="download", text=error.message, mend=error.mend)
+        level = _SKIPPED if error.reason == Reason.EMPTY_SELECTION else _FAILURE  # a repository of GGUF files alone
+        yield admin_pb2.Finding(level=level, check="download", text=error.message, mend=error.mend)
         return
     (served,) = ready.models
     seconds = time.monotonic() - began
@@ -132,7 +134,8 @@ def _read(hub: Path, served: common_pb2.ReadyModel) -> _Loaded:
         for name in names:
             if name.endswith(".json"):
                 content = Path(directory, name).read_bytes()
-                json.loads(content)
+                if name == "config.json":
+                    json.loads(content)
                 files, size = files + 1, size + len(content)
     if not files:
         raise ValueError("holds no file")

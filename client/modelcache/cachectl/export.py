@@ -23,6 +23,8 @@ from modelcache.reasons import Reason
 from modelcache.units import format_size, printable
 from modelcache.v1 import admin_pb2, cache_pb2, common_pb2
 
+_ADOPTED = "adopted"
+"""The daemon's own name for what it found right in what somebody else had downloaded: nobody can ask for it."""
 _BLOCK_BYTES = 4 << 20
 _LEASE = Duration(seconds=24 * 3600)
 """Released at the end; the longest that a copy may take after which the model may go."""
@@ -68,10 +70,11 @@ def export(session: Session, model: common_pb2.ModelReference, target: Path, hub
 @contextmanager
 def _leased(session: Session, detail: admin_pb2.DescribeModelResponse) -> Iterator[str]:
     """Nobody evicts it meanwhile; the daemon's own path of hub/."""
-    if not detail.selections:
+    profiles = [each.profile for each in detail.selections if each.profile != _ADOPTED]
+    if not profiles:
         name = f"{detail.model.repo_id}@{detail.model.commit[:8]}"
         raise click.UsageError(f"{name} was not fetched by the daemon and is not verified: cachectl pull it first")
-    wanted = _reference(detail.model, detail.selections[0].profile)
+    wanted = _reference(detail.model, profiles[0])
     lease = cache_pb2.LeaseRequest(holder="cachectl export", ttl=_LEASE)
     ready = None
     with session.admin.cache.ensure(wanted, lease=lease) as stream:

@@ -74,7 +74,7 @@ async def admit(
     Raises CacheError OVER_BUDGET, or NoRoomError, naming need, free, pinned, leased and in flight.
     """
     failed: CacheError | None = None
-    async with core.in_line():
+    async with core.admission:
         while True:
             disk = await core.filesystem()
             await look()

@@ -54,6 +54,11 @@ class Watch:
         return Progress(self._phase, detail=self._detail)
 
 
+def _key(wants: tuple[Want, ...], folder: str) -> object:
+    """Who asks for the same shares one; who takes it from a folder fails for reasons that are nobody else's."""
+    return (folder, *((want.snapshot, want.selection.profile) for want in wants))
+
+
 async def _wait(assembly: Assembly, watch: Watch) -> None:
     await (assembly.attend() if watch.background else assembly.wait(watch.for_space_until))
 
@@ -69,7 +74,7 @@ class Assemblies:
 
     def _join(self, wants: tuple[Want, ...], token: str | None, *, publish: bool = True, folder: str = "") -> Assembly:
         """The one running request for exactly these selections, started when there is none."""
-        key = tuple((want.snapshot, want.selection.profile) for want in wants)
+        key = _key(wants, folder)
         assembly = self._running.get(key)
         if assembly is None or assembly.ending:
             assembly = Assembly(self._core, self._flights, self._upstream, wants, token, publish, folder)
@@ -111,7 +116,7 @@ class Assemblies:
         ``folder``: where what is missing is taken from instead of upstream, unless it is on its way already.
         Cancelling stops the wait alone.
         """
-        before = self._running.get(tuple((want.snapshot, want.selection.profile) for want in wants))
+        before = self._running.get(_key(wants, folder))
         assembly = self._join(wants, token, folder=folder)
         watch.follow(assembly, self.waiters)
         await _wait(assembly, watch)

@@ -83,6 +83,8 @@ class Audit:
         core, path = self._core, self._core.layout.blob(repo_id, digest)
         async with core.verifying(Name(repo_id, digest)):
             blob = core.index.blob(repo_id, digest)
+            if blob is not None and blob.foreign:
+                return None  # a link to somebody else's file: copied and verified when it is asked for
             status = await core.pools.on_disk(regular_status, path)
             if status is None:
                 if core.index.blob(repo_id, digest) is blob:

@@ -122,6 +122,8 @@ class Cache:
             seconds = time.monotonic() - began
             models = tuple(f"{model.repo_id}@{model.revision}" for model in request.models)
             holder = request.lease.holder or (f"pod {request.lease.pod_uid}" if request.lease.pod_uid else "")
+            if request.folder and reason == Reason.DIGEST_MISMATCH.value:  # neither disk nor network: the folder lies
+                reason = Reason.INVALID_REQUEST.value
             self.core.observe(RequestEnded(outcome, reason, seconds, models, holder, request.request_id, message))
             level = "debug" if outcome == "hit" else "info"
             getattr(log, level)("ensured", models=models, outcome=outcome, reason=reason, seconds=round(seconds, 3))

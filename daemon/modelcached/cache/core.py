@@ -77,7 +77,7 @@ class Core:
     unremovable: dict[SnapshotId, float] = field(default_factory=dict)
     """Could not be evicted, and until when (monotonic) others are chosen for it."""
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """The line for space: first come, first served. Entered by ``in_line``."""
+    """The line for space: first come, first served."""
     pacer: Pacer = field(init=False)
     """How fast evictions go on that nobody waits for."""
     rescues: int = 0
@@ -266,17 +266,11 @@ class Core:
     # Order
 
     @contextlib.asynccontextmanager
-    async def in_line(self) -> AsyncIterator[None]:
-        """Holds the line for space. No eviction pauses while somebody is in it."""
-        with self.pacer.hurried():
-            async with self.admission:
-                yield
-
-    @contextlib.asynccontextmanager
     async def taking_from(self, repo_id: RepoId) -> AsyncIterator[None]:
         """Nobody else takes anything out of the repository; an eviction that does is waited for, and hurries."""
         with contextlib.ExitStack() as waiting:
-            waiting.enter_context(self.pacer.hurried())
+            if self.removing.is_held(repo_id):
+                waiting.enter_context(self.pacer.hurried())
             async with self.removing(repo_id):
                 waiting.close()
                 yield

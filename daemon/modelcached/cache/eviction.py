@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import structlog
 
@@ -252,19 +252,29 @@ class _Removal:
             await core.measure_after(repo_id)
 
     async def _remove_blobs_leisurely(self) -> int:
-        """What du lost. What cannot be removed is left, to fail with all else that is to be cleaned up."""
+        """What du lost. The rest goes at once as soon as somebody waits; what cannot be removed fails with that."""
         core, repo_id = self._core, self.snapshot.id.repo_id
         freed = 0
-        for digest in list(self._blobs):
+        while self._blobs and not core.pacer.hurries and (step := core.pacer.step_bytes) is not None:
             try:
-                size = await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
+                size = await core.pools.on_disk(_remove_blobs, core, repo_id, self._blobs, step)
             except (OSError, CacheError):
                 break
-            del self._blobs[digest]
             freed += size
             await core.measure("trash", repo_folder(repo_id))
             await core.pacer.pause(size)
         return freed
+
+
+def _remove_blobs(core: Core, repo_id: RepoId, blobs: dict[Digest, Blob], most: int | None = None) -> int:
+    """What du lost; ``blobs`` is left with those that are still there. ``most``: about so much, one at the least."""
+    freed = 0
+    for digest in list(blobs):
+        freed += core.snapshots.remove_blob(repo_id, digest)
+        del blobs[digest]
+        if most is not None and freed >= most:
+            break
+    return freed
 
 
 def _successor(core: Core, snapshot: Snapshot, revision: Revision) -> Commit | None:
@@ -313,13 +323,6 @@ def _try_to_withdraw(core: Core, snapshot: Snapshot, moves: dict[Revision, Commi
 def _clean_disk(core: Core, snapshot: SnapshotId, blobs: dict[Digest, Blob], trashed: str | None, *, last: bool) -> int:
     """What du lost; ``blobs`` is left with those that could not be removed. One failure does not keep the rest."""
 
-    def remove_blobs() -> int:
-        freed = 0
-        for digest in list(blobs):
-            freed += core.snapshots.remove_blob(snapshot.repo_id, digest)
-            del blobs[digest]
-        return freed
-
     def remove_directory() -> int:
         if trashed is None:
             return 0
@@ -328,7 +331,12 @@ def _clean_disk(core: Core, snapshot: SnapshotId, blobs: dict[Digest, Blob], tra
         return size
 
     freed, failures = 0, []
-    for step in (remove_blobs, lambda: core.manifests.remove(snapshot), remove_directory):
+    steps: tuple[Callable[[], int], ...] = (
+        lambda: _remove_blobs(core, snapshot.repo_id, blobs),
+        lambda: core.manifests.remove(snapshot),
+        remove_directory,
+    )
+    for step in steps:
         try:
             freed += step()
         except (OSError, CacheError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection
 
 import structlog
@@ -15,6 +16,8 @@ from modelcached.model import Digest, RepoId
 from modelcached.store.measure import measure
 
 log = structlog.get_logger()
+
+_PASSING_SECONDS = 60.0
 
 
 async def found(core: Core, kinds: Collection[GarbageKind]) -> list[Garbage]:
@@ -51,18 +54,20 @@ def _below(kind: GarbageKind, directory: str) -> list[Garbage]:
         except FileNotFoundError:
             continue
         sizes, _ = measure(path)
-        items.append(Garbage(kind, name, None, sum(sizes.values()), changed_at, in_use=False))
+        # What is put there may come back within the same step of somebody's work.
+        in_use = kind is GarbageKind.TRASH and time.time() - changed_at < _PASSING_SECONDS
+        items.append(Garbage(kind, name, None, sum(sizes.values()), changed_at, in_use))
     return items
 
 
 async def collect(core: Core, kinds: Collection[GarbageKind]) -> tuple[list[Garbage], int]:
     """Takes away what of those kinds nobody is using; what went, and what du lost. Raises OSError, CacheError."""
     core.check_hub()
-    async with core.in_line():  # who is in line has looked at what is there, and reckons with it
+    async with core.admission:  # who is in line has looked at what is there, and reckons with it
         if core.evictions:
             await core.until_evicted(core.evictions.values())  # what is on its way out is in trash/ until then
         before = core.space.used_bytes
-        gone = [item for item in await found(core, kinds) if await _remove(core, item)]
+        gone = [item for item in await found(core, kinds) if not item.in_use and await _remove(core, item)]
         await core.measure("partial", "quarantine", "trash")
         freed = before - core.space.used_bytes
     if gone:

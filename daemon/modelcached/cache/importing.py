@@ -44,23 +44,39 @@ def find(path: str, repo_id: RepoId, revision: Revision) -> Folder:
 
 
 def _snapshot(repo: str, revision: Revision) -> Folder:
-    commit = as_commit(revision)
-    if commit is None:
-        try:
-            with open(f"{repo}/refs/{revision}", encoding="ascii", errors="replace") as file:
-                commit = as_commit(file.read().strip())
-        except OSError:
-            commit = None
+    commit = as_commit(revision) or as_commit(_first_line(f"{repo}/refs/{revision}"))
     if commit is None or not os.path.isdir(f"{repo}/snapshots/{commit}"):
-        there = ", ".join(sorted(os.listdir(f"{repo}/snapshots"))) or "none"
+        try:
+            there = sorted(filter(as_commit, os.listdir(f"{repo}/snapshots")))
+        except OSError as error:
+            raise _unreadable(f"{repo}/snapshots", error) from error
+        named = ", ".join(there[:_NAMED]) or "none"
         raise CacheError(
-            Reason.INVALID_REQUEST, f"'{shown(repo)}' has no snapshot of {revision}", mend=f"its commits are: {there}"
+            Reason.INVALID_REQUEST, f"'{shown(repo)}' has no snapshot of {revision}", mend=f"its commits are: {named}"
         )
     return Folder(f"{repo}/snapshots/{commit}", commit)
 
 
+def _first_line(path: str) -> str:
+    """Empty where there is none. Whoever wrote the folder may still write it: no link, no FIFO, and not more of it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return ""
+        return os.read(descriptor, 64).decode("ascii", errors="replace").strip()
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: str, error: OSError) -> CacheError:
+    return CacheError(Reason.INVALID_REQUEST, f"'{shown(path)}' cannot be read: {error.strerror}")
+
+
 def check(folder: Folder, entries: Iterable[FileEntry]) -> None:
-    """Refuses (INVALID_REQUEST), by file, what is not there, is no file, or has another size. Blocking."""
+    """Refuses (INVALID_REQUEST), by file, what cannot be read, is no file, or has another size. Blocking."""
     wrong = [told for entry in entries if (told := _wrong(f"{folder.path}/{entry.path}", entry)) is not None]
     if wrong:
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
@@ -73,9 +89,13 @@ def check(folder: Folder, entries: Iterable[FileEntry]) -> None:
 
 def _wrong(path: str, entry: FileEntry) -> str | None:
     try:
-        status = os.stat(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         return f"{entry.path}: {error.strerror}"
+    try:
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
     if not stat.S_ISREG(status.st_mode):
         return f"{entry.path} is no file"
     if status.st_size != entry.size_bytes:

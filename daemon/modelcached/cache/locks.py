@@ -23,6 +23,10 @@ class Locks(Generic[K]):
     def __init__(self) -> None:
         self._entries: dict[K, _Entry] = {}
 
+    def is_held(self, key: K) -> bool:
+        """Somebody holds it now."""
+        return key in self._entries and self._entries[key].lock.locked()
+
     @asynccontextmanager
     async def __call__(self, key: K) -> AsyncIterator[None]:
         """Waits until nobody else holds the key, and holds it."""

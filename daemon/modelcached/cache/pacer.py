@@ -39,6 +39,12 @@ class Pacer:
         """Nothing pauses now."""
         return self._hurry.is_set()
 
+    @property
+    def step_bytes(self) -> int | None:
+        """How much goes between two pauses, a file at the least: ten pauses a second. None where there is no limit."""
+        rate = self._bytes_per_second()
+        return rate // 10 if rate else None
+
     def set_urgent(self, urgent: bool) -> None:
         """Whether the filesystem itself is short of space."""
         self._urgent = urgent
@@ -51,7 +57,7 @@ class Pacer:
             self._hurry.clear()
 
     async def pause(self, freed_bytes: int) -> None:
-        """After a file: until what all have freed is within the rate, or somebody waits."""
+        """After a step: until what all have freed is within the rate, or somebody waits."""
         rate, now = self._bytes_per_second(), time.monotonic()
         self._paid_at = max(self._paid_at, now) + (freed_bytes / rate if rate else 0.0)
         with contextlib.suppress(TimeoutError):

@@ -289,6 +289,8 @@ class Status:
     leases_by_kind: Mapping[LeaseKind, int]
     witness_healthy: bool
     """The kubelet's pods directory shows what is there, or nobody needs it."""
+    may_evict: bool
+    """There is a model that may go."""
     oldest_idle_at: float | None
     """When the model was asked for that is the next to be evicted, seconds since the epoch; None where nothing may go,
     or it never was."""

@@ -22,7 +22,7 @@ async def make_room(core: Core, wanted_bytes: int) -> bool:
     Whoever failed beside it at the same time shares what it made.
     """
     before = core.rescues
-    async with core.in_line():
+    async with core.admission:
         if core.rescues != before:
             return True
         disk, wanted = await core.filesystem(), Amount(wanted_bytes)

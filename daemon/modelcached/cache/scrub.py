@@ -83,7 +83,8 @@ class Scrubber:
         horizon = now - section.interval.total_seconds()
         due, rest = await self._survey(horizon)
         self.oldest = due[0].last if due else rest
-        self.due_bytes = sum(one.blob.stamp.size_bytes for one in due)
+        due = [one for one in due if self._failed.get((one.digest.hex, one.blob.stamp.inode), 0.0) <= horizon]
+        self.due_bytes = sum(one.blob.stamp.size_bytes for one in due) if section.rate else 0
         self._checks.keep_only(self._core.index.has_inode)
         self._wake_at = now + min(_SURVEY_SECONDS, section.interval.total_seconds())
         if not section.rate:
@@ -92,10 +93,9 @@ class Scrubber:
         for one, following in itertools.zip_longest(due, due[1:]):
             if self._core.config.scrub != section:
                 return  # the next look begins anew
-            if self._failed.get((one.digest.hex, one.blob.stamp.inode), 0.0) <= horizon:
-                await self._check(one)
-                self.due_bytes -= one.blob.stamp.size_bytes
-                self.oldest = following.last if following is not None else rest or now
+            await self._check(one)
+            self.due_bytes -= one.blob.stamp.size_bytes
+            self.oldest = following.last if following is not None else rest or now
 
     async def _survey(self, horizon: float) -> tuple[list[_Due], float | None]:
         """What was last read before the horizon, each inode once, who was read longest ago first; and when of the rest.

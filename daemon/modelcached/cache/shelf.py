@@ -163,11 +163,6 @@ class Shelf:
             raise CacheError(Reason.MODEL_NOT_CACHED, f"{repo_id} is not in the cache", mend=_LOOK)
         return found
 
-    def _oldest_idle_at(self) -> float | None:
-        first = next(eviction.evictable(self._core), None)
-        usage = self._core.use.usage.get(first.id) if first is not None else None
-        return usage.used_at if usage is not None else None
-
     def _latest(self, most: int) -> list[CachedModel]:
         if not most:
             return []
@@ -187,6 +182,8 @@ class Shelf:
         snapshots = [snapshot.id for repo in used for snapshot in repo.snapshots.values()]
         pinned_models = sum(bool(core.use.pins_on(snapshot, refs)) for snapshot in snapshots)
         leased_models = sum(core.use.leased(snapshot, refs) for snapshot in snapshots)
+        next_to_go = next(eviction.evictable(core), None)
+        usage = core.use.usage.get(next_to_go.id) if next_to_go is not None else None
         space = core.space
         return Status(
             budget_bytes=space.limits.budget_bytes,
@@ -216,7 +213,8 @@ class Shelf:
             pins=len(core.use.pins),
             leases_by_kind=Counter(lease.kind for lease in core.use.leases.values()),
             witness_healthy=PODS_DIRECTORY not in core.degraded,
-            oldest_idle_at=self._oldest_idle_at(),
+            may_evict=next_to_go is not None,
+            oldest_idle_at=usage.used_at if usage is not None else None,
             flights=self._assemblies.flying,
             scrub_due_bytes=self._scrubber.due_bytes,
             latest=tuple(self._latest(core.config.metrics.models)),

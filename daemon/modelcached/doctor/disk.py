@@ -48,7 +48,9 @@ def readers(layout: Layout) -> Finding:
     if closed is not None:
         path, mode = closed
         text = f"{path} has mode {mode:04o}: workloads of other users cannot read models through it"
-        return failure("readers", text, f"chmod o+x {path}, or mount hub/ itself into workloads")
+        if path == layout.hub:
+            return failure("readers", text, f"chmod o+rx {path}")
+        return warning("readers", text, f"chmod o+x {path}, unless workloads mount hub/ itself")
     blob = _a_blob(layout)
     if blob is not None and not os.stat(blob).st_mode & stat.S_IROTH:
         return failure("readers", f"{blob} cannot be read by other users", f"chmod a+r {os.path.dirname(blob)}/*")

@@ -57,7 +57,7 @@ SCHEMA_VERSION = 1 + len(_MIGRATIONS)
 
 
 Statement = tuple[str, Sequence[Any]]
-_End = tuple[asyncio.Future[None], sqlite3.Error | None]
+_End = tuple[asyncio.Future[None], Exception | None]
 
 _PUT = "INSERT OR REPLACE INTO "
 """Rows that are put into tables in any order, one table's in their own: no trigger or key connects two tables."""
@@ -257,10 +257,10 @@ class Database:
 
     def _answer(self, question: _Question) -> None:
         rows: list[tuple[Any, ...]] = []
-        failed: sqlite3.Error | None = None
+        failed: Exception | None = None
         try:
             rows = self._connection.execute(*question.statement).fetchall()
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - who asked is told; the thread goes on, for leases need it
             failed = error
 
         def settle() -> None:
@@ -276,11 +276,11 @@ class Database:
 
     def _commit(self, jobs: list[_Job]) -> None:
         """One transaction for all; a job whose statements fail takes back only its own."""
-        errors: dict[int, sqlite3.Error] = {}
+        errors: dict[int, Exception] = {}
         try:
             if not self._transact_together(jobs):
                 errors = self._transact_apart(jobs)
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - also what is no value for SQLite: the thread goes on
             errors = dict.fromkeys(range(len(jobs)), error)
         self.last_error = str(next(iter(errors.values()))) if errors else None
         ends: dict[asyncio.AbstractEventLoop, list[_End]] = {}
@@ -308,7 +308,7 @@ class Database:
                         rows.setdefault(sql, []).append(arguments)
             self._put(rows)
             self._connection.execute("COMMIT")
-        except sqlite3.Error:
+        except Exception:  # noqa: BLE001 - whose it is shows when each is tried apart
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             return False
@@ -322,15 +322,15 @@ class Database:
                 self._connection.execute(f"{head}{values}{', '.join([row] * len(few))}", list(itertools.chain(*few)))
         rows.clear()
 
-    def _transact_apart(self, jobs: list[_Job]) -> dict[int, sqlite3.Error]:
+    def _transact_apart(self, jobs: list[_Job]) -> dict[int, Exception]:
         """Each in a savepoint of its own; the jobs that failed. Raises sqlite3.Error where nothing was committed."""
-        errors: dict[int, sqlite3.Error] = {}
+        errors: dict[int, Exception] = {}
         try:
             self._connection.execute("BEGIN")
             for number, job in enumerate(jobs):
                 try:
                     self._run_job(job)
-                except sqlite3.Error as error:
+                except Exception as error:
                     if not self._connection.in_transaction:  # a full disk ends all of it
                         raise
                     errors[number] = error
@@ -346,7 +346,7 @@ class Database:
         try:
             for sql, arguments in job.statements:
                 self._connection.execute(sql, arguments)
-        except sqlite3.Error:
+        except Exception:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK TO job")
                 self._connection.execute("RELEASE job")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from modelcached.service.status import Gate, stream, unary
 
 _LEAST_INTERVAL_SECONDS = 0.1
 PROGRESS_SECONDS = 0.5
+_ROW_ID = re.compile(r"[0-9]{1,18}")
+"""What SQLite takes as an integer, with room to spare."""
 _DEFAULT_PAGE, _MAX_PAGE = 1000, 10_000
 _EVENTS_PAGE, _MAX_EVENTS_PAGE = 100, 1000
 
@@ -177,7 +180,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         kinds = operators.event_kinds(request.kinds)
         since = request.since.ToNanoseconds() / 1e9 if request.HasField("since") else 0.0
         name = parse_repo_id(request.repo_id) if request.repo_id else None
-        before = int(request.page_token) if request.page_token.isdigit() else None
+        before = int(request.page_token) if _ROW_ID.fullmatch(request.page_token) else None
         if request.page_token and before is None:
             raise CacheError(Reason.INVALID_REQUEST, f"page_token '{shown(request.page_token)}' is none of ours")
 

@@ -38,8 +38,10 @@ class Server:
         section: ServerSection,
         pod_seen: Callable[[str], bool],
         config_file: Path | None,
+        refused: Callable[[], None],
     ) -> None:
-        gate, admin_gate = Gate(section.max_streams), Gate(section.max_streams)  # workloads must not lock operators out
+        """Two gates: workloads must not lock operators out. ``refused``: of a call that is one too many."""
+        gate, admin_gate = Gate(section.max_streams, refused), Gate(section.max_streams, refused)
         cache_service = CacheService(cache, gate, pod_seen)
         admin_service = AdminService(cache, history, doctor, config_file, admin_gate, pod_seen)
         operators_cache_service = CacheService(cache, admin_gate, pod_seen)

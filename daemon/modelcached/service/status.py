@@ -88,14 +88,17 @@ def stream(
 class Gate:
     """Counts calls under way over both sockets; above the limit OVERLOADED."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, refused: Callable[[], None] = lambda: None) -> None:
+        """``refused`` is called for each call that is one too many."""
         self._limit = limit
+        self._refused = refused
         self.under_way = 0
 
     @contextlib.contextmanager
     def enter(self) -> Any:
         """One call."""
         if self.under_way >= self._limit:
+            self._refused()
             raise CacheError(
                 Reason.OVERLOADED,
                 f"{self.under_way} calls are under way, server.max_streams is {self._limit}",

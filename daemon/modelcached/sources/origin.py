@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -172,9 +173,12 @@ class LocalOrigin:
         return 1
 
     def fetch(self, start: int, end: int, sink: Sink, abort: Abort) -> None:
-        """Reads the file."""
+        """Reads the file. Raises OriginFailedError where it cannot be read, is no file, or is too short."""
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            # O_NONBLOCK: whoever wrote it may have put a FIFO there, on which nobody must wait.
+            with open(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OriginFailedError(f"{self.path} is no file")
                 file.seek(start)
                 buffer = memoryview(bytearray(CHUNK_BYTES))
                 position = start
@@ -183,13 +187,12 @@ class LocalOrigin:
                         raise AbortedError
                     count = file.readinto(buffer[: min(len(buffer), end - position)]) or 0
                     if count == 0:
-                        raise TransientError(Reason.DIGEST_MISMATCH, f"{self.path} is shorter than {end} bytes")
+                        raise OriginFailedError(f"{self.path} is shorter than {end} bytes")
                     sink(buffer[:count], position)
                     position += count
         except OSError as error:
-            raise TransientError(
-                Reason.DIGEST_MISMATCH, f"{self.path} cannot be read: {error.strerror or os.strerror(error.errno or 0)}"
-            ) from error
+            told = error.strerror or os.strerror(error.errno or 0)
+            raise OriginFailedError(f"{self.path} cannot be read: {told}") from error
 
     def forget(self) -> None:
         """Nothing is learnt about a file."""

@@ -272,7 +272,8 @@ class Disk:
         if not is_directory:
             self.unlink(path)
             return
-        with os.scandir(path) as entries:
+        names = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
             names = [entry.path for entry in entries]
         for name in names:
             self.remove_tree(name)

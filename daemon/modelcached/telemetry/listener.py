@@ -29,7 +29,7 @@ class Page:
 class Listener:
     """An HTTP server in threads of its own, so that it answers even when the event loop does not."""
 
-    def __init__(
+    def __init__(  # noqa: C901 - a handler of http.server's is a class
         self,
         address: str,
         registry: CollectorRegistry,
@@ -61,9 +61,13 @@ class Listener:
 
             def _answer_from_loop(self, make: Callable[[], bytes], content_type: str) -> None:
                 try:
-                    self._answer(200, make(), content_type)
+                    body = make()
                 except (TimeoutError, RuntimeError) as error:
                     self._answer(503, f"the event loop does not answer: {error!r}\n".encode())
+                except Exception as error:  # noqa: BLE001 - a disk that does not answer, a database that is broken
+                    self._answer(503, f"cannot be looked at: {error!r}\n".encode())
+                else:
+                    self._answer(200, body, content_type)
 
             def _answer(
                 self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8", policy: str = ""

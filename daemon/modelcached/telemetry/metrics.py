@@ -150,9 +150,10 @@ GAUGES = (
         "Whether the kubelet's pods directory shows what is there (1), so that pod leases end",
         lambda s: float(s.witness_healthy),
     ),
+    Gauged("evictable", "Whether there is a model that may be evicted (1)", lambda s: float(s.may_evict)),
     Gauged(
         "oldest_idle_seconds",
-        "Since the model was asked for that is the next to be evicted; absent where nothing may go",
+        "Since the model was asked for that is the next to be evicted; absent where there is none, or it never was",
         lambda s: _age(s.oldest_idle_at),
     ),
     Gauged("transfers", "Models on their way", lambda s: len(s.transfers)),

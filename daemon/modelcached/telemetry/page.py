@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import Any
 
@@ -14,8 +16,23 @@ from modelcached.cache.requests import CachedModel, Status, Transfer
 from modelcached.ledger.history import Row
 from modelcached.store.index import SnapshotState
 
+_SAME_SECONDS = 1.0
 EVENTS = 20
 """The newest of the history."""
+
+
+def shared(make: Callable[[], bytes]) -> Callable[[], bytes]:
+    """The same answer for all who ask within a second: however many look, the event loop is asked once. Thread-safe."""
+    lock = threading.Lock()
+    last: list[tuple[float, bytes]] = []
+
+    def answer() -> bytes:
+        with lock:
+            if not last or time.monotonic() - last[0][0] >= _SAME_SECONDS:
+                last[:] = [(time.monotonic(), make())]
+            return last[0][1]
+
+    return answer
 
 
 def html() -> bytes:

@@ -156,7 +156,7 @@ async def sweep_leftovers(core: Core) -> None:
     """Removes unfinished data that nobody has asked for within ``partial_ttl``."""
     if core.hub_trouble:
         return
-    async with core.in_line():
+    async with core.admission:
         await drop_leftovers(core, None, expired_only=True)
     await core.pools.on_disk(core.ballast.fill)  # an earlier full disk may have cost it
     await core.measure("private")
