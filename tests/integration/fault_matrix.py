@@ -4,7 +4,7 @@ Each fault happens once, at 5 %, 50 % and 95 % of a file of 256 MiB; then to 1 %
 model of the same size in one large and many small files; then for ever. Once or by rate it must end in the right
 bytes; for ever in what the row names.
 
-Settings: ``transfer.stall_timeout`` 1 s, ``transfer.retry_timeout`` 5 s.
+Settings: ``transfer.stall_timeout`` 1 s, ``transfer.retry_timeout`` 10 s.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from modelcache.reasons import Reason
 
 from tests.hub import MIB, Fault, FaultKind
 
-SETTINGS = {"hub": {"timeout": "5s"}, "transfer": {"stall_timeout": "1s", "retry_timeout": "5s"}}
+SETTINGS = {"hub": {"timeout": "5s"}, "transfer": {"stall_timeout": "1s", "retry_timeout": "10s"}}
 SIZE = 256 * MIB
 PLACES = (0.05, 0.5, 0.95)
 RATES = (0.01, 0.1)
 AGAIN_BYTES = 16 * MIB
 """Most that may be fetched twice for each fault."""
-RETRY_SECONDS = 5.0
+RETRY_SECONDS = 10.0
 TRANSFER_SECONDS = 30.0
 """What the bytes alone may take on a busy machine; added to each row's seconds."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelcache.client import reference
+from modelcache.errors import ModelCacheError
 from modelcache.v1 import cache_pb2
 
 from tests.hub import MIB, Fault, Hub, Synthetic
@@ -39,6 +41,17 @@ class Course:
         hub, node = self.hub, self.node
         hub.reset_counters()
         faults = [hub.faults.add(fault) for fault in self.faults(row, where)]
+        try:
+            self._judge(row, repo_id, faults)
+        finally:  # the next row begins anew, whatever has become of this one
+            hub.faults.clear()
+            self.evict(repo_id)
+            with node.admin() as admin:
+                admin.garbage(remove=True)
+        return faults
+
+    def _judge(self, row: Row, repo_id: str, faults: list[Fault]) -> None:
+        hub, node = self.hub, self.node
         began = time.monotonic()
         with node.client() as client:
             *_, ready = client.ensure(reference(repo_id, profile="full"))
@@ -54,12 +67,10 @@ class Course:
         again = sent - sum(file.size for file in files.values())
         assert 0 <= again <= AGAIN_BYTES * happened
         assert seconds <= TRANSFER_SECONDS + row.seconds * happened
-        self.evict(repo_id)
-        return faults
 
     def evict(self, repo_id: str) -> None:
         self.node.release_all()
-        with self.node.admin() as admin:
+        with self.node.admin() as admin, contextlib.suppress(ModelCacheError):  # it may never have come
             admin.evict([reference(repo_id)], dry_run=False)
 
 

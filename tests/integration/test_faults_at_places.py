@@ -17,6 +17,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Course]:
         yield made
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place:.0%}")
 @pytest.mark.parametrize("row", MATRIX, ids=lambda row: row.name)
 def test_a_fault_at_a_place_of_a_file_costs_one_range_at_most(shared: Course, row: Row, place: float) -> None:
