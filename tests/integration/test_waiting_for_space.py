@@ -110,7 +110,7 @@ def test_without_patience_it_is_refused_at_once_though_another_waits_for_the_sam
     done = full.run("ensure-model", "org/wanted", timeout=SECONDS)
     assert done.returncode == 75
     assert "waited" not in done.stderr
-    assert waits(full, "wanted"), "the other waits on"
+    full.wait_until(lambda: waits(full, "wanted"), SECONDS, "the other waits on")
     full.release_all()
     assert end(asked)[0] == 0
 
