@@ -7,8 +7,10 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from modelcached.cache.core import KUBELET_DELETES_BELOW
+from modelcached.doctor.access import closed_on_the_way, mode_of
 from modelcached.doctor.finding import Finding, failure, ok, warning
 from modelcached.ledger.space import Space
 from modelcached.store.disk import Disk
@@ -30,43 +32,29 @@ _CANNOT = {
     errno.ENOLCK,
 }
 """How filesystems say that they have no such thing."""
-_KUBELET_DELETES_BELOW = 0.15
 
 
 def owner(layout: Layout) -> Finding:
     """Whose the directory is."""
-    status = os.stat(layout.cache_dir)
-    who = f"{layout.cache_dir} is uid {status.st_uid}'s, mode {stat.S_IMODE(status.st_mode):04o}"
-    if status.st_uid != os.geteuid():
+    uid = os.stat(layout.cache_dir).st_uid
+    who = f"{layout.cache_dir} is uid {uid}'s, mode {mode_of(layout.cache_dir):04o}"
+    if uid != os.geteuid():
         return warning("directory", f"{who}; the daemon runs as uid {os.geteuid()}", "chown it to the daemon's user")
     return ok("directory", who)
 
 
 def readers(layout: Layout) -> Finding:
     """Whether another user, as workloads are, gets through to a model."""
-    closed = _closed(layout.hub)
-    if closed is not None:
-        path, mode = closed
-        text = f"{path} has mode {mode:04o}: workloads of other users cannot read models through it"
-        if path == layout.hub:
-            return failure("readers", text, f"chmod o+rx {path}")
-        return warning("readers", text, f"chmod o+x {path}, unless workloads mount hub/ itself")
+    if not mode_of(layout.hub) & stat.S_IROTH or not mode_of(layout.hub) & stat.S_IXOTH:
+        text = f"{layout.hub} has mode {mode_of(layout.hub):04o}: workloads of other users cannot list it"
+        return failure("readers", text, f"chmod o+rx {layout.hub}")
+    if (closed := closed_on_the_way(layout.hub)) is not None:
+        text = f"{closed} has mode {mode_of(closed):04o}: workloads of other users cannot read models through it"
+        return warning("readers", text, f"chmod o+x {closed}, unless workloads mount hub/ itself")
     blob = _a_blob(layout)
-    if blob is not None and not os.stat(blob).st_mode & stat.S_IROTH:
+    if blob is not None and not mode_of(blob) & stat.S_IROTH:
         return failure("readers", f"{blob} cannot be read by other users", f"chmod a+r {os.path.dirname(blob)}/*")
     return ok("readers", f"any user can read {layout.hub}")
-
-
-def _closed(hub: str) -> tuple[str, int] | None:
-    """The first directory that others cannot enter; hub/ itself they must be able to list."""
-    parts = hub.split("/")
-    for depth in range(2, len(parts) + 1):
-        path = "/".join(parts[:depth])
-        mode = stat.S_IMODE(os.stat(path).st_mode)
-        wanted = stat.S_IXOTH | (stat.S_IROTH if path == hub else 0)
-        if mode & wanted != wanted:
-            return path, mode
-    return None
 
 
 def _a_blob(layout: Layout) -> str | None:
@@ -116,10 +104,10 @@ def abilities(disk: Disk, layout: Layout) -> Iterator[Finding]:
         )
 
 
-def _can(attempt: object) -> bool:
+def _can(attempt: Callable[[], bool | None]) -> bool:
     """False where the filesystem says that it has no such thing. Raises OSError for everything else."""
     try:
-        return attempt() is not False  # type: ignore[operator]
+        return attempt() is not False
     except OSError as error:
         if error.errno in _CANNOT:
             return False
@@ -198,7 +186,7 @@ def _inodes(disk: Filesystem, kept: int) -> Iterator[Finding]:
 def _beside_kubelet(disk: Filesystem, min_free: int, kubelet: str | None) -> Finding:
     if kubelet is None:
         return ok("kubelet's disk", "the kubelet and container runtimes are on other filesystems, or there are none")
-    least = int(disk.size_bytes * _KUBELET_DELETES_BELOW)
+    least = int(disk.size_bytes * KUBELET_DELETES_BELOW)
     if min_free < least:
         return warning(
             "kubelet's disk",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Collection
 from pathlib import Path
 
 from modelcached.config import ServerSection
+from modelcached.doctor.access import closed_on_the_way, mode_of
 from modelcached.doctor.finding import Finding, failure, ok, skipped, warning
 from modelcached.store.layout import Layout
-from modelcached.store.memory import smallest_limit_bytes
+from modelcached.store.memory import number_in, smallest_limit_bytes
 from modelcached.units import format_size
 
 _WATCHES_A_REPO = 4
@@ -20,8 +20,8 @@ _WATCHES_A_REPO = 4
 
 def inotify(layout: Layout, polling: str, proc: str = "/proc") -> Finding:
     """Whether what others change in hub/ is told at once."""
-    most = _number(f"{proc}/sys/fs/inotify/max_user_watches")
-    instances = _number(f"{proc}/sys/fs/inotify/max_user_instances")
+    most = number_in(f"{proc}/sys/fs/inotify/max_user_watches")
+    instances = number_in(f"{proc}/sys/fs/inotify/max_user_instances")
     wanted = _WATCHES_A_REPO * (len(os.listdir(layout.hub)) + 1)
     limits = f"max_user_watches {most}, max_user_instances {instances}"
     if polling:
@@ -54,7 +54,7 @@ def pods(path: Path | None, *, healthy: bool, leases: int) -> Finding:
 
 def selinux(root: str = "/sys/fs/selinux") -> Finding:
     """Which mode is in force."""
-    enforcing = _number(f"{root}/enforce")
+    enforcing = number_in(f"{root}/enforce")
     if enforcing is None:
         return ok("SELinux", "not in use")
     if enforcing:
@@ -86,11 +86,11 @@ def sockets(section: ServerSection) -> list[Finding]:
     found = []
     for name, path in (("workloads' socket", section.cache_socket), ("operators' socket", section.admin_socket)):
         try:
-            mode = stat.S_IMODE(os.stat(path).st_mode)
+            mode = mode_of(str(path))
         except OSError as error:
             found.append(failure(name, f"{path}: {error.strerror}", "restart the daemon"))
             continue
-        closed = _closed(path.parent)
+        closed = closed_on_the_way(str(path.parent))
         if name.startswith("workloads") and not mode & stat.S_IWOTH:
             found.append(warning(name, f"{path} has mode {mode:04o}: only its owner's workloads can ask", "chmod 0666"))
         elif name.startswith("workloads") and closed is not None:
@@ -104,21 +104,8 @@ def sockets(section: ServerSection) -> list[Finding]:
     return found
 
 
-def _closed(directory: Path) -> Path | None:
-    for path in (*reversed(directory.parents), directory):
-        if not path.stat().st_mode & stat.S_IXOTH:
-            return path
-    return None
-
-
 def troubles(degraded: Collection[str]) -> list[Finding]:
     """What the daemon itself says."""
     if not degraded:
         return [ok("daemon", "nothing is degraded")]
     return [failure("daemon", text, "") for text in degraded]
-
-
-def _number(path: str) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        return int(Path(path).read_text(encoding="ascii"))
-    return None

@@ -38,7 +38,7 @@ def give_buffers_back() -> None:
 
 def smallest_limit_bytes(proc: str = PROC, cgroup: str = CGROUP) -> int | None:
     """The least memory.max of a control group (v2) of ours; None where there is no limit. Blocking."""
-    limits = (_number(f"{directory}/memory.max") for directory in _directories(proc, cgroup))
+    limits = (number_in(f"{directory}/memory.max") for directory in _directories(proc, cgroup))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -46,7 +46,7 @@ def _groups(proc: str, cgroup: str) -> list[int]:
     """What each group from ours to the root has left; none where there is no version 2, or no limit."""
     left = []
     for directory in _directories(proc, cgroup):
-        limit, current = _number(f"{directory}/memory.max"), _number(f"{directory}/memory.current")
+        limit, current = number_in(f"{directory}/memory.max"), number_in(f"{directory}/memory.current")
         if limit is not None and current is not None:
             idle = _field(f"{directory}/memory.stat", "inactive_file") or 0
             left.append(max(0, limit - current + idle))
@@ -73,8 +73,8 @@ def _field(path: str, name: str) -> int | None:
         return next((int(line.split()[1]) for line in file if line.split()[:1] == [name]), None)
 
 
-def _number(path: str) -> int | None:
-    """None where the file is not there, or says "max"."""
+def number_in(path: str) -> int | None:
+    """Of a file that the kernel writes; None where the file is not there, or says "max"."""
     try:
         with open(path, encoding="ascii") as file:
             text = file.read().strip()
