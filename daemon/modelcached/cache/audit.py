@@ -83,8 +83,12 @@ class Audit:
         core, path = self._core, self._core.layout.blob(repo_id, digest)
         async with core.verifying(Name(repo_id, digest)):
             blob = core.index.blob(repo_id, digest)
-            if blob is not None and blob.foreign:
-                return None  # a link to somebody else's file: copied and verified when it is asked for
+            if blob is not None and blob.foreign and blob.path is not None:
+                # A link to somebody else's file: copied and verified when it is asked for, so that belief stays.
+                try:
+                    return await self._hash(blob.path, digest, reading)
+                except FileNotFoundError:
+                    return Verdict.MISSING
             status = await core.pools.on_disk(regular_status, path)
             if status is None:
                 if core.index.blob(repo_id, digest) is blob:

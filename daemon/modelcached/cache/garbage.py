@@ -13,7 +13,7 @@ from modelcached.cache.admission import drop_orphan, orphans
 from modelcached.cache.core import Core
 from modelcached.cache.requests import Garbage, GarbageKind
 from modelcached.model import Digest, RepoId
-from modelcached.store.measure import measure
+from modelcached.store.measure import bytes_of_name, measure
 
 log = structlog.get_logger()
 
@@ -53,10 +53,10 @@ def _below(kind: GarbageKind, directory: str) -> list[Garbage]:
             changed_at = os.lstat(path).st_ctime  # when it came there: mtime is still that of the download
         except FileNotFoundError:
             continue
-        sizes, _ = measure(path)
+        size = sum(measure(path)[0].values()) if os.path.isdir(path) else bytes_of_name(path)
         # What is put there may come back within the same step of somebody's work.
         in_use = kind is GarbageKind.TRASH and time.time() - changed_at < _PASSING_SECONDS
-        items.append(Garbage(kind, name, None, sum(sizes.values()), changed_at, in_use))
+        items.append(Garbage(kind, name, None, size, changed_at, in_use))
     return items
 
 
@@ -66,13 +66,12 @@ async def collect(core: Core, kinds: Collection[GarbageKind]) -> tuple[list[Garb
     async with core.admission:  # who is in line has looked at what is there, and reckons with it
         if core.evictions:
             await core.until_evicted(core.evictions.values())  # what is on its way out is in trash/ until then
-        before = core.space.used_bytes
         gone = [item for item in await found(core, kinds) if not item.in_use and await _remove(core, item)]
         await core.measure("partial", "quarantine", "trash")
-        freed = before - core.space.used_bytes
+    freed = sum(item.size_bytes for item in gone)  # others may write meanwhile: the account tells of them too
     if gone:
         log.info("collected garbage", items=len(gone), freed_bytes=freed)
-    return gone, max(0, freed)
+    return gone, freed
 
 
 async def _remove(core: Core, item: Garbage) -> bool:
