@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import structlog
 
@@ -126,12 +127,12 @@ def check_ever_fits(core: Core, whole_bytes: int, holder: str) -> None:
         raise CacheError(
             Reason.OVER_BUDGET,
             f"{holder} needs {format_size(whole_bytes)}, cache.budget is {format_size(limits.budget_bytes)} "
-            f"({format_size(pinned)} pinned, {format_size(leased)} leased)",
+            f"({format_size(pinned.size_bytes)} pinned, {format_size(leased.size_bytes)} leased)",
             metadata={
                 "need_bytes": whole_bytes,
                 "budget_bytes": limits.budget_bytes,
-                "pinned_bytes": pinned,
-                "leased_bytes": leased,
+                "pinned_bytes": pinned.size_bytes,
+                "leased_bytes": leased.size_bytes,
             },
         )
 
@@ -143,7 +144,8 @@ def refusal(core: Core, wanted: Amount, disk: Filesystem, evictable: Amount, hol
     in_flight = core.space.reserved_bytes + core.space.area_bytes("partial")
     text = (
         f"{holder} needs {format_size(wanted.size_bytes)} more; of the budget of {format_size(limits.budget_bytes)} "
-        f"{format_size(core.space.used_bytes)} are used ({format_size(pinned)} pinned, {format_size(leased)} leased, "
+        f"{format_size(core.space.used_bytes)} are used ({format_size(pinned.size_bytes)} pinned, "
+        f"{format_size(leased.size_bytes)} leased, "
         f"{format_size(in_flight)} in flight, {format_size(evictable.size_bytes)} can be evicted); the filesystem has "
         f"{format_size(disk.free_bytes)} free, of which {format_size(limits.min_free_bytes)} are kept (cache.min_free)"
     )
@@ -151,8 +153,8 @@ def refusal(core: Core, wanted: Amount, disk: Filesystem, evictable: Amount, hol
         "need_bytes": wanted.size_bytes,
         "budget_bytes": limits.budget_bytes,
         "used_bytes": core.space.used_bytes,
-        "pinned_bytes": pinned,
-        "leased_bytes": leased,
+        "pinned_bytes": pinned.size_bytes,
+        "leased_bytes": leased.size_bytes,
         "in_flight_bytes": in_flight,
         "evictable_bytes": evictable.size_bytes,
         "filesystem_free_bytes": disk.free_bytes,
@@ -184,19 +186,28 @@ def _modest_refusal(core: Core, wanted: Amount, disk: Filesystem, evictable: Amo
     return made
 
 
-def pinned_and_leased(core: Core) -> tuple[int, int]:
-    """Allocated bytes under pins and under leases; a blob under both counts in both."""
-    refs = core.refs()
-    sums = []
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is under pins, or under leases."""
+
+    models: int
+    size_bytes: int
+    """Allocated; each inode once."""
+
+
+def pinned_and_leased(core: Core) -> tuple[Kept, Kept]:
+    """What is under both counts in both."""
+    refs, kept = core.refs(), []
     used = [repo for repo_id in core.use.used_repos() if (repo := core.index.repos.get(repo_id)) is not None]
     for covered in (core.use.pins_on, core.use.leased):
-        inodes: dict[int, int] = {}
+        models, inodes = 0, dict[int, int]()
         for repo in used:
             needed = [snapshot.digests for snapshot in repo.snapshots.values() if covered(snapshot.id, refs)]
             blobs = [repo.blobs[digest] for digest in frozenset[Digest]().union(*needed) if digest in repo.blobs]
             inodes |= {blob.stamp.inode: blob.allocated_bytes for blob in blobs}
-        sums.append(sum(inodes.values()))
-    return sums[0], sums[1]
+            models += len(needed)
+        kept.append(Kept(models, sum(inodes.values())))
+    return kept[0], kept[1]
 
 
 def orphans(core: Core) -> list[tuple[RepoId, Digest]]:

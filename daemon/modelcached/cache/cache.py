@@ -121,7 +121,7 @@ class Cache:
         finally:
             seconds = time.monotonic() - began
             models = tuple(f"{model.repo_id}@{model.revision}" for model in request.models)
-            holder = request.lease.holder or (f"pod {request.lease.pod_uid}" if request.lease.pod_uid else "")
+            holder = request.lease.who
             if request.folder and reason == Reason.DIGEST_MISMATCH.value:  # neither disk nor network: the folder lies
                 reason = Reason.INVALID_REQUEST.value
             self.core.observe(RequestEnded(outcome, reason, seconds, models, holder, request.request_id, message))

@@ -34,10 +34,9 @@ class Leasing:
             kind = LeaseKind.POD
             seconds = section.max_pod_lease.total_seconds() if section.max_pod_lease else None
         pod_uid = wish.pod_uid if kind is LeaseKind.POD else ""
-        holder = wish.holder or (f"pod {wish.pod_uid}" if wish.pod_uid else "")
         used = [self._core.use.touch(want.snapshot) for want in wants]
         before = self._core.use.of_pod(pod_uid)
-        lease, statements = self._core.use.lease(kind, holder, models, ttl_seconds=seconds, pod_uid=pod_uid)
+        lease, statements = self._core.use.lease(kind, wish.who, models, ttl_seconds=seconds, pod_uid=pod_uid)
         try:
             await self._core.commit(*used, *statements)
         except CacheError:

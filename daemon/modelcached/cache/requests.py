@@ -51,6 +51,11 @@ class LeaseWish:
     holder: str = ""
     ttl: timedelta | None = None
 
+    @property
+    def who(self) -> str:
+        """The caller in words; empty where it did not say."""
+        return self.holder or (f"pod {self.pod_uid}" if self.pod_uid else "")
+
 
 @dataclass(frozen=True, slots=True)
 class EnsureRequest:

@@ -177,11 +177,6 @@ class Shelf:
         await core.measure("private", "root")  # what grows by itself: records do not, and there are thousands
         disk = await core.filesystem()
         pinned, leased = pinned_and_leased(core)
-        refs = core.refs()
-        used = [repo for repo_id in core.use.used_repos() if (repo := core.index.repos.get(repo_id)) is not None]
-        snapshots = [snapshot.id for repo in used for snapshot in repo.snapshots.values()]
-        pinned_models = sum(bool(core.use.pins_on(snapshot, refs)) for snapshot in snapshots)
-        leased_models = sum(core.use.leased(snapshot, refs) for snapshot in snapshots)
         next_to_go = next(eviction.evictable(core), None)
         usage = core.use.usage.get(next_to_go.id) if next_to_go is not None else None
         space = core.space
@@ -192,14 +187,14 @@ class Shelf:
             partial_bytes=space.area_bytes("partial"),
             trash_bytes=space.area_bytes("trash"),
             quarantine_bytes=space.area_bytes("quarantine"),
-            pinned_bytes=pinned,
-            leased_bytes=leased,
+            pinned_bytes=pinned.size_bytes,
+            leased_bytes=leased.size_bytes,
             filesystem_free_bytes=disk.free_bytes,
             filesystem_total_bytes=disk.size_bytes,
             min_free_bytes=space.limits.min_free_bytes,
             models=sum(1 for _ in core.index.snapshots()),
-            pinned_models=pinned_models,
-            leased_models=leased_models,
+            pinned_models=pinned.models,
+            leased_models=leased.models,
             leases=len(core.use.leases),
             filesystem_inodes=disk.inodes,
             filesystem_free_inodes=disk.free_inodes,
