@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
+from modelcache.client import EnsureEvent, Stream
 from modelcache.v1 import cache_pb2
 from modelcache.words import lease_kind_word, outcome_word
 
@@ -44,6 +45,22 @@ class Answer:
 
 class BadAnswerError(ValueError):
     """The daemon named no snapshot, or a path that does not lie in the hub directory."""
+
+
+def ready_of(
+    stream: Stream[EnsureEvent], watch: Callable[[cache_pb2.Progress], object] = lambda _progress: None
+) -> cache_pb2.Ready:
+    """The answer at the stream's end; ``watch`` sees each step before it. Raises BadAnswerError where there is none."""
+    ready = None
+    with stream:
+        for event in stream:
+            if isinstance(event, cache_pb2.Ready):
+                ready = event
+            else:
+                watch(event)
+    if ready is None:
+        raise BadAnswerError("the daemon ended the stream without an answer")
+    return ready
 
 
 def hub_directory(flag: str | None, environ: Mapping[str, str], daemons_own: str) -> HubDirectory:

@@ -53,6 +53,19 @@ _VERDICTS: dict[int, str] = {
 }
 
 
+_LEVELS: dict[int, str] = {
+    admin_pb2.FINDING_LEVEL_OK: "ok",
+    admin_pb2.FINDING_LEVEL_WARNING: "warning",
+    admin_pb2.FINDING_LEVEL_FAILURE: "failure",
+    admin_pb2.FINDING_LEVEL_SKIPPED: "skipped",
+}
+
+
+def finding_level_word(level: int) -> str:
+    """ok, warning, failure or skipped."""
+    return _LEVELS.get(level, UNKNOWN)
+
+
 def event_kind_word(kind: int) -> str:
     """started, asked, refused, fetched, evicted, damaged, drifted, pinned, unpinned, released or cancelled."""
     return _EVENT_KINDS.get(kind, UNKNOWN)

@@ -125,6 +125,18 @@ def parse_profile(name: str, include: Sequence[str], exclude: Sequence[str]) -> 
     return Profile(f"gguf:{quant.upper()}")
 
 
+def parse_canonical(text: str) -> Profile | None:
+    """The inverse of ``Profile.canonical``; None for a selection's name that nobody can ask for."""
+    parts = [part.partition("=") for part in text.split(",")]
+    try:
+        if all(kind in ("include", "exclude") and equals for kind, equals, _ in parts):
+            chosen = {name: tuple(glob for kind, _, glob in parts if kind == name) for name in ("include", "exclude")}
+            return parse_profile("", chosen["include"], chosen["exclude"])
+        return parse_profile(text, (), ())
+    except CacheError:
+        return None
+
+
 def index_file(profile: Profile, manifest: Manifest) -> FileEntry | None:
     """Name the one file whose content ``select`` needs; None where it needs none.
 

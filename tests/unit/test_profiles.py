@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Algorithm, Commit, Digest, FileEntry, Manifest, Profile, RepoId, Selection
-from modelcached.profiles import DEFAULT_PROFILE, MAX_INDEX_BYTES, index_file, parse_profile, select
+from modelcached.profiles import DEFAULT_PROFILE, MAX_INDEX_BYTES, index_file, parse_canonical, parse_profile, select
 
 
 def shards(count, stem="model", suffix="safetensors"):
@@ -609,3 +609,25 @@ def test_a_name_and_patterns_cannot_be_asked_for_together(name):
     error = refusal(parse_profile, name, ["*.json"], ())
     assert error.reason is Reason.INVALID_PATTERN
     assert name in error.message
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        Profile("vllm"),
+        Profile("full"),
+        Profile("gguf:Q4_K_M"),
+        Profile("", ("*.json", "a=b.bin"), ()),
+        Profile("", ("*.json",), ("deep/*", "*.md")),
+        Profile("", (), ("*.md",)),
+    ],
+)
+def test_what_a_selection_was_asked_for_by_can_be_asked_again(profile: Profile) -> None:
+    parsed = parse_canonical(profile.canonical)
+    assert parsed is not None
+    assert parsed.canonical == profile.canonical
+
+
+@pytest.mark.parametrize("name", ["adopted", "include=", "include=a,full", "something=else"])
+def test_a_selection_that_nobody_asked_for_is_told_from_one(name: str) -> None:
+    assert parse_canonical(name) is None

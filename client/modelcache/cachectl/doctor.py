@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +19,18 @@ from modelcache.cachectl.rows import finding_row
 from modelcache.cachectl.session import Session, model_argument, verb
 from modelcache.client import reference
 from modelcache.errors import ModelCacheError
-from modelcache.output import hub_directory
+from modelcache.output import hub_directory, ready_of
 from modelcache.reasons import Reason
 from modelcache.units import format_rate, printable
 from modelcache.v1 import admin_pb2, cache_pb2, common_pb2
+from modelcache.words import finding_level_word
 
 SICK = 1
 """Something that users want does not work."""
 
 _OK, _WARNING = admin_pb2.FINDING_LEVEL_OK, admin_pb2.FINDING_LEVEL_WARNING
 _FAILURE, _SKIPPED = admin_pb2.FINDING_LEVEL_FAILURE, admin_pb2.FINDING_LEVEL_SKIPPED
-_MARKS: dict[int, tuple[str, str]] = {
-    _OK: ("ok", "green"),
-    _WARNING: ("warning", "yellow"),
-    _FAILURE: ("failure", "bold red"),
-    _SKIPPED: ("skipped", "dim"),
-}
+_STYLES: dict[int, str] = {_OK: "green", _WARNING: "yellow", _FAILURE: "bold red", _SKIPPED: "dim"}
 _TRIED = "*.json"
 """What is fetched to try it: small, and nearly every model has some."""
 _LEASE_SECONDS = 60
@@ -52,17 +49,17 @@ def doctor(session: Session, model: common_pb2.ModelReference | None) -> int:
     table = new_table("", "CHECK", "WHAT", folds=("WHAT",))
     for finding in _findings(session, model):
         found.append(finding)
-        mark, style = _MARKS.get(finding.level, ("?", ""))
         text = Text(printable(finding.text))
         if finding.mend and finding.level != _OK:
             text.append(f"\n-> {printable(finding.mend)}", style="bold")
-        table.add_row(Text(mark, style=style), Text(printable(finding.check)), text)
+        word = Text(finding_level_word(finding.level), style=_STYLES.get(finding.level, ""))
+        table.add_row(word, Text(printable(finding.check)), text)
     if session.json:
         session.print_json([finding_row(finding) for finding in found])
     else:
         session.out.print(table)
-        counts = {mark: sum(each.level == level for each in found) for level, (mark, _) in _MARKS.items()}
-        session.say(", ".join(f"{count} {mark}" for mark, count in counts.items() if count))
+        counts = Counter(finding_level_word(each.level) for each in found)
+        session.say(", ".join(f"{count} {word}" for word, count in counts.items()))
     return SICK if any(each.level == _FAILURE for each in found) else 0
 
 
@@ -80,14 +77,8 @@ def _download(session: Session, model: common_pb2.ModelReference) -> Iterator[ad
     wanted = reference(model.repo_id, model.revision, include=[_TRIED])
     lease = cache_pb2.LeaseRequest(holder="cachectl doctor", ttl=Duration(seconds=_LEASE_SECONDS))
     began = time.monotonic()
-    ready = None
     try:
-        with session.admin.cache.ensure(wanted, lease=lease) as stream:
-            for event in stream:
-                if isinstance(event, cache_pb2.Ready):
-                    ready = event
-        if ready is None:
-            raise click.ClickException("the daemon ended the stream without an answer")
+        ready = ready_of(session.admin.cache.ensure(wanted, lease=lease))
         session.admin.cache.release(ready.lease.id)
     except ModelCacheError as error:
         level = _SKIPPED if error.reason == Reason.EMPTY_SELECTION else _FAILURE  # a repository of GGUF files alone

@@ -12,12 +12,11 @@ from rich.text import Text
 
 from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import event_row
-from modelcache.cachectl.session import Session, duration_argument, verb
+from modelcache.cachectl.session import Session, duration_argument, short, verb
 from modelcache.units import format_age, format_duration, format_size, printable
 from modelcache.v1 import admin_pb2
 from modelcache.words import EVENT_KINDS, event_kind_word
 
-_SHORT_COMMIT = 8
 _KIND = click.Choice(list(EVENT_KINDS))
 
 
@@ -56,8 +55,7 @@ def events_table(found: Iterable[admin_pb2.Event]) -> Table:
 
 def _model(name: str) -> str:
     repo_id, at, revision = name.partition("@")
-    is_commit = len(revision) == 40 and set(revision) <= set("0123456789abcdef")
-    return f"{repo_id}{at}{revision[:_SHORT_COMMIT] if is_commit else revision}" or "-"
+    return f"{repo_id}{at}{short(revision)}" or "-"
 
 
 def _what(event: admin_pb2.Event) -> str:

@@ -11,15 +11,13 @@ from rich.text import Text
 
 from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import eviction_row
-from modelcache.cachectl.session import Session, duration_argument, model_argument, size_argument, verb
+from modelcache.cachectl.session import Session, duration_argument, model_argument, short, size_argument, verb
 from modelcache.client import reference
 from modelcache.units import format_size, printable
 from modelcache.v1 import admin_pb2, common_pb2
 
 DECLINED = 1
 """Somebody at a terminal said no."""
-
-_SHORT_COMMIT = 8
 
 
 @click.command("evict", epilog="Example: cachectl evict --older-than 7d --until-free 200GB --dry-run")
@@ -93,7 +91,7 @@ def _show_plan(console: Console, planned: admin_pb2.EvictModelsResponse) -> None
         return
     table = new_table("MODEL", "COMMIT", "FREES", right=("FREES",))
     for model in planned.models:
-        table.add_row(Text(printable(model.repo_id)), model.commit[:_SHORT_COMMIT], format_size(model.bytes_freed))
+        table.add_row(Text(printable(model.repo_id)), short(model.commit), format_size(model.bytes_freed))
     console.print(table)
     console.print(f"evicting {len(planned.models)} frees {format_size(planned.bytes_freed)}")
 

@@ -12,19 +12,16 @@ from pathlib import Path
 import click
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from rich.progress import BarColumn, Progress, TextColumn
 
-from modelcache.cachectl.session import LocalDiskError, Session, model_argument, verb
-from modelcache.client import reference
+from modelcache.cachectl.bars import bar
+from modelcache.cachectl.session import LocalDiskError, Session, model_argument, short, verb
 from modelcache.errors import ModelCacheError
-from modelcache.output import hub_directory
+from modelcache.output import hub_directory, ready_of
 from modelcache.progress import percent
 from modelcache.reasons import Reason
-from modelcache.units import format_size, printable
+from modelcache.units import format_size
 from modelcache.v1 import admin_pb2, cache_pb2, common_pb2
 
-_ADOPTED = "adopted"
-"""The daemon's own name for what it found right in what somebody else had downloaded: nobody can ask for it."""
 _BLOCK_BYTES = 4 << 20
 _LEASE = Duration(seconds=24 * 3600)
 """Released at the end; the longest that a copy may take after which the model may go."""
@@ -69,45 +66,29 @@ def export(session: Session, model: common_pb2.ModelReference, target: Path, hub
 
 @contextmanager
 def _leased(session: Session, detail: admin_pb2.DescribeModelResponse) -> Iterator[str]:
-    """Nobody evicts it meanwhile; the daemon's own path of hub/."""
-    profiles = [each.profile for each in detail.selections if each.profile != _ADOPTED]
+    """Nobody evicts it meanwhile; the daemon's own path of hub/. By commit, so that nothing is asked of the Hub."""
+    model = detail.model
+    profiles = [each.wanted for each in detail.selections if each.HasField("wanted")]
     if not profiles:
-        name = f"{detail.model.repo_id}@{detail.model.commit[:8]}"
+        name = f"{model.repo_id}@{short(model.commit)}"
         raise click.UsageError(f"{name} was not fetched by the daemon and is not verified: cachectl pull it first")
-    wanted = _reference(detail.model, profiles[0])
+    wanted = common_pb2.ModelReference(repo_id=model.repo_id, revision=model.commit, profile=profiles[0])
     lease = cache_pb2.LeaseRequest(holder="cachectl export", ttl=_LEASE)
-    ready = None
-    with session.admin.cache.ensure(wanted, lease=lease) as stream:
-        for event in stream:
-            ready = event if isinstance(event, cache_pb2.Ready) else ready
-    if ready is None:
-        raise click.ClickException("the daemon ended the stream without an answer")
+    ready = ready_of(session.admin.cache.ensure(wanted, lease=lease))
     try:
         yield ready.hub_dir
     finally:
         session.admin.cache.release(ready.lease.id)
 
 
-def _reference(model: common_pb2.Model, profile: str) -> common_pb2.ModelReference:
-    """By commit, with the profile that is complete: then nothing is asked of the Hub."""
-    patterns = [part.partition("=") for part in profile.split(",") if "=" in part]
-    include = [pattern for kind, _, pattern in patterns if kind == "include"]
-    exclude = [pattern for kind, _, pattern in patterns if kind == "exclude"]
-    return reference(model.repo_id, model.commit, profile="" if patterns else profile, include=include, exclude=exclude)
-
-
 def _copy_all(session: Session, source: Path, target: Path, files: list[admin_pb2.ModelFile]) -> None:
-    total = sum(file.size_bytes for file in files)
-    shown = session.err.is_terminal and not session.json
-    columns = (BarColumn(), TextColumn("{task.fields[text]}", markup=False))
-    with Progress(*columns, console=session.err, transient=True, disable=not shown) as display:
-        task, done = display.add_task("", total=total or 1, text=""), 0
+    total, done = sum(file.size_bytes for file in files), 0
+    with bar(session) as draw:
         for file in files:
             (target / file.path).parent.mkdir(parents=True, exist_ok=True)
             for size in _copy(source / file.path, target / file.path, file):
                 done += size
-                text = f"{percent(done, total)} % of {format_size(total)}  {printable(file.path)}"
-                display.update(task, completed=done, text=text)
+                draw(done, total, f"{percent(done, total)} % of {format_size(total)}  {file.path}")
 
 
 def _copy(source: Path, target: Path, file: admin_pb2.ModelFile) -> Iterator[int]:

@@ -14,7 +14,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from modelcache.cachectl.rows import detail_row, lease_row, model_row
-from modelcache.cachectl.session import Session, verb
+from modelcache.cachectl.session import Session, short, verb
 from modelcache.client import reference
 from modelcache.errors import ModelCacheError
 from modelcache.reasons import Reason
@@ -22,7 +22,6 @@ from modelcache.units import format_age, format_duration, format_size, printable
 from modelcache.v1 import common_pb2
 from modelcache.words import lease_kind_word, model_state_word
 
-_SHORT_COMMIT = 8
 _LEAST_NAME = 18
 """Columns for a name, on however narrow a terminal."""
 
@@ -94,12 +93,12 @@ def _tree(session: Session, models: list[common_pb2.Model]) -> None:
 
 def model_line(model: common_pb2.Model) -> str:
     """``org/name@main`` and the commit where no branch says it."""
-    return f"{model.repo_id}@{','.join(model.revisions) or model.commit[:_SHORT_COMMIT]}"
+    return f"{model.repo_id}@{','.join(model.revisions) or short(model.commit)}"
 
 
 def _short(name: str) -> str:
     repo_id, _, commit = name.rpartition("@")
-    return f"{repo_id}@{commit[:_SHORT_COMMIT]}"
+    return f"{repo_id}@{short(commit)}"
 
 
 @contextmanager
@@ -121,7 +120,7 @@ def _lines(models: list[common_pb2.Model], width: int) -> Iterator[str]:
     for model in models:
         used = model.last_used.ToDatetime(tzinfo=UTC) if model.HasField("last_used") else None
         sizes = (format_size(model.size_bytes), format_size(model.unique_bytes))
-        rows.append((printable(model.commit[:_SHORT_COMMIT]), *sizes, format_age(used).split(" ")[0], _state(model)))
+        rows.append((printable(short(model.commit)), *sizes, format_age(used).split(" ")[0], _state(model)))
     commit, size, unique, age, state = (max(map(len, column)) for column in zip(*rows, strict=True))
     names = [
         "MODEL",
@@ -165,7 +164,7 @@ def leases_table(found: Iterable[common_pb2.Lease]) -> Table:
     """One row a lease."""
     table = new_table("LEASE", "KIND", "HOLDER", "MODELS", "ENDS")
     for lease in found:
-        names = (f"{model.repo_id}@{model.revision or model.commit[:_SHORT_COMMIT]}" for model in lease.models)
+        names = (f"{model.repo_id}@{model.revision or short(model.commit)}" for model in lease.models)
         table.add_row(
             Text(printable(lease.id)),
             lease_kind_word(lease.kind),

@@ -7,13 +7,12 @@ from rich.text import Text
 
 from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import plan_row
-from modelcache.cachectl.session import Session, model_argument, verb
+from modelcache.cachectl.session import Session, model_argument, short, verb
 from modelcache.client import reference
 from modelcache.reasons import TABLE, Reason
 from modelcache.units import format_size, printable
 from modelcache.v1 import admin_pb2, common_pb2
 
-_SHORT_COMMIT = 8
 _STATUS = {
     admin_pb2.FIT_NOT_NOW: TABLE[Reason.NO_SPACE_NOW].exit_status,
     admin_pb2.FIT_NEVER: TABLE[Reason.OVER_BUDGET].exit_status,
@@ -45,7 +44,7 @@ def _show(session: Session, planned: admin_pb2.PlanModelsResponse) -> None:
     for model in planned.models:
         table.add_row(
             Text(f"{printable(model.repo_id)}@{printable(model.revision)}"),
-            model.commit[:_SHORT_COMMIT],
+            short(model.commit),
             Text(printable(model.profile)),
             format_size(model.bytes_total),
             format_size(model.bytes_to_fetch),
@@ -60,9 +59,7 @@ def _show(session: Session, planned: admin_pb2.PlanModelsResponse) -> None:
         session.out.print(f"fits once these have gone: needs {needed}, there is room for {room}")
         gone = new_table("EVICTS", "COMMIT", "FREES", right=("FREES",))
         for victim in planned.evicts:
-            gone.add_row(
-                Text(printable(victim.repo_id)), victim.commit[:_SHORT_COMMIT], format_size(victim.bytes_freed)
-            )
+            gone.add_row(Text(printable(victim.repo_id)), short(victim.commit), format_size(victim.bytes_freed))
         session.out.print(gone)
     else:
         when = "never" if planned.fit == admin_pb2.FIT_NEVER else "not now"

@@ -9,15 +9,15 @@ from typing import Protocol
 
 import click
 from google.protobuf.duration_pb2 import Duration
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from modelcache.cachectl.bars import bar, has_bars
 from modelcache.cachectl.session import Session, model_argument, spelt, verb
 from modelcache.client import EnsureEvent, Stream, reference
 from modelcache.errors import ModelCacheError
-from modelcache.output import answers, hub_directory
+from modelcache.output import answers, hub_directory, ready_of
 from modelcache.progress import describe
 from modelcache.report import LINE_EVERY_SECONDS
-from modelcache.units import format_size, printable
+from modelcache.units import format_size
 from modelcache.v1 import cache_pb2, common_pb2
 
 LEASE_SECONDS = 60
@@ -67,15 +67,8 @@ def _pull_one(session: Session, model: common_pb2.ModelReference) -> list[Told]:
 
 def followed(session: Session, name: str, asked: Stream[EnsureEvent]) -> list[Told]:
     """Shows how it goes, gives the lease back, prints the paths; what --json prints."""
-    with _watching(session, name) as watch, asked as stream:
-        ready = None
-        for event in stream:
-            if isinstance(event, cache_pb2.Ready):
-                ready = event
-            else:
-                watch(event)
-    if ready is None:
-        raise click.ClickException("the daemon ended the stream without an answer")
+    with _watching(session, name) as watch:
+        ready = ready_of(asked, watch)
     _release(session, ready.lease.id)
     told = answers(ready, hub_directory(None, {}, ready.hub_dir))
     for answer in told:
@@ -97,26 +90,11 @@ def _release(session: Session, lease_id: str) -> None:
 @contextmanager
 def _watching(session: Session, name: str) -> Iterator[_Watcher]:
     """Shows progress: a bar on a terminal, else a line at each change of phase and every five seconds."""
-    if session.json or not session.err.is_terminal:
+    if not has_bars(session):
         yield _Lines(session, name)
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
-    )
-    with Progress(*columns, console=session.err, transient=True) as display:
-        yield _Bar(display, display.add_task(printable(name), total=None, text=""))
-
-
-class _Bar:
-    def __init__(self, display: Progress, task: TaskID) -> None:
-        self._display = display
-        self._task = task
-
-    def __call__(self, progress: cache_pb2.Progress) -> None:
-        total = progress.bytes_total or None
-        self._display.update(self._task, total=total, completed=progress.bytes_done, text=describe(progress))
+    with bar(session, name) as draw:
+        yield lambda progress: draw(progress.bytes_done, progress.bytes_total, describe(progress))
 
 
 class _Lines:

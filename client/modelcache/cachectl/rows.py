@@ -8,7 +8,15 @@ from collections.abc import Iterable, Sequence
 from google.protobuf.message import Message
 
 from modelcache.v1 import admin_pb2, common_pb2
-from modelcache.words import UNKNOWN, event_kind_word, garbage_word, lease_kind_word, model_state_word, verdict_word
+from modelcache.words import (
+    UNKNOWN,
+    event_kind_word,
+    finding_level_word,
+    garbage_word,
+    lease_kind_word,
+    model_state_word,
+    verdict_word,
+)
 
 Row = dict[str, object]
 
@@ -243,18 +251,10 @@ def garbage_row(response: admin_pb2.CollectGarbageResponse, *, removed: bool) ->
     }
 
 
-_LEVELS: dict[int, str] = {
-    admin_pb2.FINDING_LEVEL_OK: "ok",
-    admin_pb2.FINDING_LEVEL_WARNING: "warning",
-    admin_pb2.FINDING_LEVEL_FAILURE: "failure",
-    admin_pb2.FINDING_LEVEL_SKIPPED: "skipped",
-}
-
-
 def finding_row(finding: admin_pb2.Finding) -> Row:
     """What one check says."""
     return {
-        "level": _LEVELS.get(finding.level, UNKNOWN),
+        "level": finding_level_word(finding.level),
         "check": finding.check,
         "text": finding.text,
         "mend": finding.mend or None,

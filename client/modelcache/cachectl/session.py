@@ -19,6 +19,7 @@ from modelcache.client import parse_reference, reference
 from modelcache.units import parse_duration, parse_size, printable
 from modelcache.v1 import common_pb2
 
+_SHORT_COMMIT, _COMMIT, _HEX = 8, 40, set("0123456789abcdef")
 PLAIN_COLUMNS = 80
 """Width of tables where there is no terminal to ask."""
 
@@ -123,6 +124,11 @@ def model_argument(text: str) -> common_pb2.ModelReference:
         return reference(*parse_reference(text))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def short(commit: str) -> str:
+    """As much of a commit as people read; of a branch or a tag all of it."""
+    return commit[:_SHORT_COMMIT] if len(commit) == _COMMIT and set(commit) <= _HEX else commit
 
 
 def spelt(model: common_pb2.ModelReference) -> str:

@@ -9,13 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from modelcache.cachectl.rows import listed_state_word, status_row
-from modelcache.cachectl.session import Session, verb
+from modelcache.cachectl.session import Session, short, verb
 from modelcache.progress import percent
 from modelcache.units import format_duration, format_rate, format_size, printable
 from modelcache.v1 import admin_pb2
 
 _BAR_COLUMNS = 30
-_SHORT_COMMIT = 8
 
 
 @click.command(epilog="Example: cachectl status --json | jq .used_bytes")
@@ -57,7 +56,7 @@ def _lines(now: admin_pb2.CacheStatus, *, bars: bool) -> list[Text]:
     lines.append(Text(f"hub       {printable(now.hub_dir)} (modelcached {printable(now.version)})"))
     lines += _list_lines(now)
     for transfer in now.transfers:
-        lines.append(Text(f"transfer  {printable(transfer.repo_id)}@{transfer.commit[:_SHORT_COMMIT]}"))
+        lines.append(Text(f"transfer  {printable(transfer.repo_id)}@{short(transfer.commit)}"))
         lines.append(Text(f"          {_transfer_line(transfer)}"))
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import islice
 
 import click
 from rich.console import Group
@@ -21,22 +22,12 @@ _SECOND = timedelta(seconds=1)
 @verb
 def top(session: Session, interval: timedelta | None, count: int | None) -> None:
     """Watch what the cache uses and what is under way, until Ctrl-C. With --json one object a line."""
-    seen = 0
     with session.admin.watch(interval or _SECOND) as stream:
+        looks = islice(stream, count)
         if session.json:
-            for now in stream:
+            for now in looks:
                 session.print_json_line(status_row(now))
-                seen += 1
-                if seen == count:
-                    return
             return
-        terminal = session.out.is_terminal
-        with Live(console=session.out, screen=terminal, auto_refresh=False) as live:
-            try:
-                for now in stream:
-                    live.update(Group(*status_view(now, session.out)), refresh=True)
-                    seen += 1
-                    if seen == count:
-                        return
-            except KeyboardInterrupt:
-                return
+        with Live(console=session.out, screen=session.out.is_terminal, auto_refresh=False) as live:
+            for now in looks:
+                live.update(Group(*status_view(now, session.out)), refresh=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import click
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from modelcache.cachectl.bars import bar
 from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import verified_row
-from modelcache.cachectl.session import Session, model_argument, verb
+from modelcache.cachectl.session import Session, model_argument, short, verb
 from modelcache.progress import percent
 from modelcache.reasons import TABLE, Reason
 from modelcache.units import format_size, printable
@@ -40,18 +40,13 @@ def verify(session: Session, models: tuple[common_pb2.ModelReference, ...], ever
 
 def _follow(session: Session, models: tuple[common_pb2.ModelReference, ...], *, repair: bool) -> admin_pb2.VerifyDone:
     done = None
-    shown = session.err.is_terminal and not session.json
-    columns = (BarColumn(), TextColumn("{task.fields[text]}", markup=False))
-    with Progress(*columns, console=session.err, transient=True, disable=not shown) as display:
-        task = display.add_task("", total=None, text="")
-        with session.admin.verify(models, repair=repair) as stream:
-            for event in stream:
-                if isinstance(event, admin_pb2.VerifyDone):
-                    done = event
-                    continue
-                text = f"{percent(event.bytes_done, event.bytes_total)} % of {format_size(event.bytes_total)}"
-                reading = f"{text}  {printable(event.reading)}"
-                display.update(task, total=event.bytes_total or None, completed=event.bytes_done, text=reading)
+    with bar(session) as draw, session.admin.verify(models, repair=repair) as stream:
+        for event in stream:
+            if isinstance(event, admin_pb2.VerifyDone):
+                done = event
+                continue
+            text = f"{percent(event.bytes_done, event.bytes_total)} % of {format_size(event.bytes_total)}"
+            draw(event.bytes_done, event.bytes_total, f"{text}  {event.reading}")
     if done is None:
         raise click.ClickException("the daemon ended the stream without an answer")
     return done
@@ -62,7 +57,7 @@ def _tell(session: Session, done: admin_pb2.VerifyDone) -> None:
         table = new_table("MODEL", "FILE", "VERDICT", "NOW", folds=("MODEL", "FILE", "NOW"))
         for bad in done.bad:
             now = "fetched again" if bad.repaired else bad.detail or "served to nobody new"
-            name = f"{printable(bad.repo_id)}@{bad.commit[:8]}"
+            name = f"{printable(bad.repo_id)}@{short(bad.commit)}"
             table.add_row(Text(name), Text(printable(bad.path)), verdict_word(bad.verdict), Text(printable(now)))
         session.out.print(table)
     read = f"{done.files} files of {done.models} model{'' if done.models == 1 else 's'} ({format_size(done.bytes)})"

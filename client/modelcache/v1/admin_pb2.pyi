@@ -1165,21 +1165,27 @@ class ModelSelection(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
     """Its canonical name."""
     format: _builtins.str
     @_builtins.property
     def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def wanted(self) -> _common_pb2.Profile:
+        """How it is asked for; absent for what the daemon found right in a download of somebody else's."""
+
     def __init__(
         self,
         *,
         profile: _builtins.str = ...,
         format: _builtins.str = ...,
         paths: _abc.Iterable[_builtins.str] | None = ...,
+        wanted: _common_pb2.Profile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wanted", b"wanted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "paths", b"paths", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "paths", b"paths", "profile", b"profile", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

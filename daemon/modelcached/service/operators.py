@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 
-from modelcache.v1 import admin_pb2, cache_pb2
+from modelcache.v1 import admin_pb2, cache_pb2, common_pb2
 
 from modelcached.cache.requests import (
     EnsureRequest,
@@ -31,7 +31,8 @@ from modelcached.errors import CacheError, Reason
 from modelcached.ledger.clock import Clock
 from modelcached.ledger.history import Kind, Row
 from modelcached.ledger.use import PinOwner
-from modelcached.model import Digest, SnapshotId
+from modelcached.model import Digest, Selection, SnapshotId
+from modelcached.profiles import parse_canonical
 from modelcached.service.translate import duration, ensure_request, lease_message, model_message, timestamp
 
 _FITS = {
@@ -175,6 +176,13 @@ def _digest(digest: Digest) -> str:
     return f"{digest.algorithm.value}:{digest.hex}"
 
 
+def _wanted(selection: Selection) -> common_pb2.Profile | None:
+    profile = parse_canonical(selection.profile)
+    if profile is None:
+        return None
+    return common_pb2.Profile(name=profile.name, include=profile.include, exclude=profile.exclude)
+
+
 def detail_message(detail: ModelDetail, clock: Clock) -> admin_pb2.DescribeModelResponse:
     """One snapshot down to its files."""
     return admin_pb2.DescribeModelResponse(
@@ -192,7 +200,9 @@ def detail_message(detail: ModelDetail, clock: Clock) -> admin_pb2.DescribeModel
             for file in detail.files
         ],
         selections=[
-            admin_pb2.ModelSelection(profile=each.profile, format=each.format, paths=sorted(each.paths))
+            admin_pb2.ModelSelection(
+                profile=each.profile, format=each.format, paths=sorted(each.paths), wanted=_wanted(each)
+            )
             for each in detail.selections
         ],
         leases=[lease_message(lease, clock) for lease in detail.leases],
