@@ -6,10 +6,9 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,10 @@ class Prometheus:
         return told["data"]
 
     def query(self, expression: str) -> list[Any]:
-        return self.ask("query", query=expression)["result"]  # type: ignore[no-any-return]
+        """Nothing while it does not listen yet."""
+        with contextlib.suppress(OSError):
+            return self.ask("query", query=expression)["result"]  # type: ignore[no-any-return]
+        return []
 
     def stop(self) -> None:
         self.process.terminate()
@@ -69,16 +71,6 @@ def prometheus(tmp_path: Path, node: Node) -> Iterator[Prometheus]:
     server = Prometheus(tmp_path / "prometheus", node.metrics_port)
     yield server
     server.stop()
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while True:
-        with contextlib.suppress(OSError):  # it has not begun to listen
-            if condition():
-                return
-        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
-        time.sleep(0.5)
 
 
 def something_of_everything(hub: Hub, node: Node) -> None:
@@ -101,9 +93,9 @@ RARE = ("transfer_failures", "scrub_failures", "drift")
 def test_each_query_of_the_dashboard_shows_something_on_a_real_prometheus(
     hub: Hub, node: Node, prometheus: Prometheus
 ) -> None:
-    until(lambda: prometheus.query("modelcached_models"), "the first scrape")
+    node.wait_until(lambda: prometheus.query("modelcached_models"), SECONDS, "the first scrape")
     something_of_everything(hub, node)
-    until(lambda: float(prometheus.query("sum(modelcached_requests_total)")[0]["value"][1]) >= 4, "what was done")
+    node.wait_until(lambda: prometheus.query("sum(modelcached_requests_total) >= 4"), SECONDS, "what was done")
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
     expressions = {
         target["expr"]: panel["title"] for panel in dashboard["panels"] for target in panel.get("targets", ())
@@ -119,16 +111,16 @@ def test_each_query_of_the_dashboard_shows_something_on_a_real_prometheus(
             if not prometheus.query(expression) and not any(rare in expression for rare in RARE)
         ]
 
-    until(lambda: not silent(), "two scrapes of everything")
+    node.wait_until(lambda: not silent(), SECONDS, "two scrapes of everything")
 
 
 def test_the_rules_are_evaluated_and_nothing_fires_on_a_daemon_that_is_well(
     hub: Hub, node: Node, prometheus: Prometheus
 ) -> None:
-    until(lambda: prometheus.query("modelcached:used:ratio"), "a recorded series")
+    node.wait_until(lambda: prometheus.query("modelcached:used:ratio"), SECONDS, "a recorded series")
     something_of_everything(hub, node)
-    until(lambda: float(prometheus.query("sum(modelcached_requests_total)")[0]["value"][1]) >= 4, "what was done")
-    until(lambda: prometheus.query("modelcached:hits:ratio_rate1h"), "another recorded series")
+    node.wait_until(lambda: prometheus.query("sum(modelcached_requests_total) >= 4"), SECONDS, "what was done")
+    node.wait_until(lambda: prometheus.query("modelcached:hits:ratio_rate1h"), SECONDS, "another recorded series")
     groups = prometheus.ask("rules")["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert [rule["name"] for rule in rules if rule["health"] != "ok"] == []

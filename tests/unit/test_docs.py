@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from modelcache.cachectl.commands import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,3 +47,24 @@ def test_every_setting_is_explained() -> None:
     rows = [line for line in (ROOT / "docs" / "configuration.md").read_text().splitlines() if line.startswith("| `")]
     unexplained = [row for row in rows if row.rstrip().endswith("|  |")]
     assert not unexplained
+
+
+def _commands() -> list[tuple[str, list[str]]]:
+    """Every cachectl line of the documentation that is no generated one, with words in place of placeholders."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text().partition("<!-- generated")[0]
+        for line in re.findall(r"`(cachectl [^`\n]+)`|^(?:kubectl [^`]*-- )?(cachectl .+)$", text, re.MULTILINE):
+            words = shlex.split(max(line).partition("#")[0].replace("...", ""))[1:]
+            words = [re.sub(r"^(MODEL|REPO|DIR|FOLDER)\b.*", "org/name", word) for word in words]
+            if words[0].isalpha():
+                found.append((page.name, words))
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), _commands(), ids=str)
+def test_a_command_of_the_documentation_is_one(page: str, words: list[str]) -> None:
+    """Verbs and options are there; what they do is tried in tests/integration."""
+    command = cli.commands[words[0]]
+    if len(words) > 1:  # a verb alone is only spoken of
+        command.make_context(words[0], list(words[1:]))
