@@ -251,6 +251,26 @@ def test_a_repair_that_cannot_be_made_says_why(hub: Hub, calm: Node) -> None:
     (bad,) = json.loads(done.stdout)["bad"]
     assert bad["repaired"] is False
     assert bad["detail"]
+    (kept,) = [item for item in calm.ctl("gc", "--dry-run")["items"] if item["kind"] == "quarantine"]
+    assert kept["bytes"] == 0, "it is in use, and has its name in hub/ too: nothing is lost with this one"
+
+
+def test_verify_reads_what_lies_in_the_librarys_shared_store(hub: Hub, calm: Node) -> None:
+    model = tiny_llama()
+    hub.create_repo("org/theirs").commit(model, xet=True)
+    fill(hub, calm, "org/theirs", shared=True)
+    calm.wait_until(lambda: len(calm.models()) == 1, 15, "their download")
+    # At whatever moment: what the daemon has not found yet is on the disk all the same.
+    told = calm.ctl("verify", "--all")
+    assert (told["files"], told["bad"]) == (len(set(model.values())), [])
+    (shared,) = {path.resolve() for path in calm.hub_dir.glob("models--org--theirs/snapshots/*/model.safetensors")}
+    rot(shared)
+    done = calm.run("cachectl", "verify", "--all", "--json")
+    assert [(bad["path"], bad["verdict"]) for bad in json.loads(done.stdout)["bad"]] == [("model.safetensors", "bad")]
+    rot(shared)  # the same bit again
+    calm.wait_until(lambda: all(file["cached"] for file in calm.ctl("show", "org/theirs")["files"]), 15, "all of it")
+    (ready,) = calm.ensure("org/theirs")
+    assert ready["bytes_fetched"] == 0, "it is still known"
 
 
 @pytest.mark.deep
@@ -293,6 +313,8 @@ def test_what_has_just_come_into_the_trash_may_come_back_and_stays(node: Node) -
     (item,) = node.ctl("gc", "--dry-run")["items"]
     assert (item["kind"], item["name"], item["in_use"]) == ("trash", "something", True)
     assert node.ctl("gc", "--yes")["items"] == []
+    with node.admin() as admin:  # cachectl does not even ask
+        assert list(admin.garbage(remove=True).items) == []
 
 
 def test_what_a_request_is_fetching_is_no_garbage_until_it_has_gone(hub: Hub, calm: Node) -> None:

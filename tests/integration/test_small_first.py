@@ -11,7 +11,7 @@ from tests.hub import MIB, Fault, FaultKind, Hub, Synthetic
 from tests.node import Node
 from tests.node.asking import ask
 
-SIZE = 128 * MIB
+SIZE = 512 * MIB
 
 
 def publish(hub: Hub) -> Fault:

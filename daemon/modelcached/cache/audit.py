@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import threading
 from collections.abc import Iterable
 
@@ -83,13 +84,10 @@ class Audit:
         core, path = self._core, self._core.layout.blob(repo_id, digest)
         async with core.verifying(Name(repo_id, digest)):
             blob = core.index.blob(repo_id, digest)
-            if blob is not None and blob.foreign and blob.path is not None:
-                # A link to somebody else's file: copied and verified when it is asked for, so that belief stays.
-                try:
-                    return await self._hash(blob.path, digest, reading)
-                except FileNotFoundError:
-                    return Verdict.MISSING
             status = await core.pools.on_disk(regular_status, path)
+            if status is None and await core.pools.on_disk(os.path.isfile, path):
+                # A link to somebody else's file: copied and verified when it is asked for, so that belief stays.
+                return await self._hash(path, digest, reading)
             if status is None:
                 if core.index.blob(repo_id, digest) is blob:
                     core.index.drop_link(repo_id, digest)
