@@ -50,6 +50,7 @@ def ask(shared: Course, repo_id: str) -> Ended:
     return Ended(reason, message, time.monotonic() - began)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("rows", [OTHERS, LIMITED], ids=["all at once", "429, which holds back everybody"])
 def test_a_fault_at_every_try_is_named_in_time_and_what_had_come_stays(shared: Course, rows: list[Row]) -> None:
     hub = shared.hub

@@ -280,6 +280,7 @@ def many_files(count: int) -> dict[str, bytes]:
     return {f"part-{number // 100:03d}/{number:05d}.json": b'{"number": %d}' % number for number in range(count)}
 
 
+@pytest.mark.deep
 def test_ten_thousand_files_are_served(hub: Hub, make_node: Callable[..., Node]) -> None:
     node = make_node(hub={"timeout": "30s"}).start()
     files = many_files(FILES)

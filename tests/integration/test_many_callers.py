@@ -212,6 +212,7 @@ def start_every_thread(hub: Hub, node: Node) -> None:
     hub.reset_counters()
 
 
+@pytest.mark.deep
 async def test_a_thousand_streams_leave_nothing_behind(hub: Hub, patient_node: Node) -> None:
     node = patient_node
     start_every_thread(hub, node)

@@ -59,6 +59,7 @@ def test_a_dead_endpoint_is_not_asked_for_each_file_nor_for_each_question(hub: H
     assert asked(hub, "api", "resolve") <= 4, "a trial of each kind, whenever a rest was over"
 
 
+@pytest.mark.deep
 def test_an_endpoint_that_has_rested_is_tried_again_and_is_first_again(hub: Hub, mirror: Hub, node: Node) -> None:
     commit("org/zero", many(0), hub, mirror)
     down = hub.faults.add(Fault(FaultKind.STATUS, status=503))

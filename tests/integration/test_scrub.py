@@ -171,6 +171,7 @@ def test_what_cannot_be_fetched_again_is_not_served(hub: Hub, calm: Node) -> Non
     assert model.fetched() == {"config.json": 0, "model.safetensors": SIZE}
 
 
+@pytest.mark.deep
 def test_who_was_read_longest_ago_is_read_first_and_a_restart_does_not_begin_anew(hub: Hub, calm: Node) -> None:
     models = [Model(calm, hub, f"m{number}", number) for number in range(3)]
     for number, model in enumerate(models):

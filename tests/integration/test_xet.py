@@ -163,6 +163,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_fault_of_the_store_ends_in_the_right_bytes(hub: Hub, node: Node, name: str) -> None:
     make, way = FAULTS[name]
@@ -337,6 +338,7 @@ def test_one_process_reads_file_after_file_and_the_next_model_after_a_failure_ge
     assert_no_process_stays(node)
 
 
+@pytest.mark.deep
 def test_full_xorbs_stay_under_600_mib_with_the_process_counted(hub: Hub, node: Node) -> None:
     digest = commit(hub, size=12 * FULL_XORB_BYTES, xorb_bytes=FULL_XORB_BYTES)
     idle, most = node.ps.memory_info().rss, 0
