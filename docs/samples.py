@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -164,6 +165,8 @@ FINDING = admin_pb2.Finding(
 SETTING = admin_pb2.Setting(name="cache.budget", value='"500GB"', default_value='"80%"', reloadable=True)
 CONFIG = admin_pb2.GetConfigResponse(settings=[SETTING], config_file="/etc/modelcached/config.toml")
 
+MOVED = admin_pb2.ImportModelResponse(removed_bytes=15_242_690_000)
+
 JSON: dict[str, Callable[[], object]] = {
     "status": lambda: rows.status_row(STATUS),
     "top": lambda: rows.status_row(STATUS),
@@ -178,7 +181,7 @@ JSON: dict[str, Callable[[], object]] = {
     "verify": lambda: rows.verified_row(admin_pb2.VerifyDone(models=1, files=14, bytes=15_242_690_000, bad=[BAD])),
     "gc": lambda: rows.garbage_row(GARBAGE, removed=True),
     "events": lambda: [rows.event_row(EVENT)],
-    "import": lambda: [ANSWER.as_dict()],
+    "import": lambda: [replace(ANSWER, bytes_fetched=0).as_dict() | rows.removed_row(MOVED)],
     "pull": lambda: [ANSWER.as_dict()],
     "export": lambda: {"path": "/srv/qwen", "commit": COMMIT, "files": 14, "bytes": 15_242_690_000},
     "doctor": lambda: [rows.finding_row(FINDING)],

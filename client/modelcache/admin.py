@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Self
 
@@ -78,11 +78,29 @@ class Admin:
         return Stream(self._stub.VerifyModels(request), _verify_event)
 
     def import_model(
-        self, path: str, model: common_pb2.ModelReference, lease: cache_pb2.LeaseRequest
+        self,
+        path: str,
+        model: common_pb2.ModelReference,
+        lease: cache_pb2.LeaseRequest,
+        *,
+        move: bool = False,
+        with_files: bool = False,
+        ended: Callable[[admin_pb2.ImportModelResponse], object] = lambda _response: None,
     ) -> Stream[EnsureEvent]:
-        """Takes a model from a folder that the daemon sees: Progress again and again, then Ready."""
-        request = admin_pb2.ImportModelRequest(path=path, model=model, lease=lease)
-        return Stream(self._stub.ImportModel(request), _import_event)
+        """Takes a model from a folder that the daemon sees: Progress again and again, then Ready.
+
+        ``move``: what was taken is removed there; ``ended`` is told of what was, with Ready. ``with_files``: whether
+        Progress tells of each file.
+        """
+
+        def event_of(response: admin_pb2.ImportModelResponse) -> EnsureEvent:
+            if response.WhichOneof("event") != "ready":
+                return response.progress
+            ended(response)
+            return response.ready
+
+        request = admin_pb2.ImportModelRequest(path=path, model=model, lease=lease, move=move, with_files=with_files)
+        return Stream(self._stub.ImportModel(request), event_of)
 
     def garbage(
         self, kinds: Iterable[admin_pb2.GarbageKind.ValueType] = (), *, remove: bool
@@ -149,7 +167,3 @@ class Admin:
 
 def _verify_event(response: admin_pb2.VerifyModelsResponse) -> VerifyEvent:
     return response.done if response.WhichOneof("event") == "done" else response.progress
-
-
-def _import_event(response: admin_pb2.ImportModelResponse) -> EnsureEvent:
-    return response.ready if response.WhichOneof("event") == "ready" else response.progress

@@ -115,15 +115,23 @@ class Client:
         token: str = "",
         request_id: str = "",
         prewarm: bool | None = None,
+        with_files: bool = False,
         timeout_seconds: float | None = None,
     ) -> Stream[EnsureEvent]:
         """Makes a model and its adapters whole on this node and leases them: Progress again and again, then Ready.
 
         ``prewarm``: whether the daemon reads the files ahead into the page cache, after its answer; None leaves it to
-        the daemon's configuration. Cancelling stops the wait, not the transfer.
+        the daemon's configuration. ``with_files``: whether Progress tells of each file that is on its way.
+        Cancelling stops the wait, not the transfer.
         """
         request = cache_pb2.EnsureModelRequest(
-            model=model, adapters=adapters, lease=lease, token=token, request_id=request_id, prewarm=prewarm
+            model=model,
+            adapters=adapters,
+            lease=lease,
+            token=token,
+            request_id=request_id,
+            prewarm=prewarm,
+            with_files=with_files,
         )
         return self.ensure_request(request, timeout_seconds=timeout_seconds)
 

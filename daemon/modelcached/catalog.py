@@ -58,6 +58,8 @@ class CatalogLimits:
 
     resolve_ttl: timedelta
     timeout: timedelta
+    offline: bool = False
+    """Nobody is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Answer:
 
     commit: Commit
     stale: bool
-    """It could not be asked for in time; this is the newest that is cached."""
+    """It could not be asked for in time; this is what stood in."""
     restricted: bool | None
     """None where nobody was asked."""
 
@@ -142,7 +144,7 @@ class Catalog:
         known = self._resolved.get(key)
         if known is not None and time.monotonic() - known[0] < self.limits.resolve_ttl.total_seconds():
             return Answer(known[1].commit, stale=False, restricted=known[1].restricted)
-        if cached is not None and self.breaker.open:
+        if cached is not None and (self.limits.offline or self.breaker.open):
             return Answer(cached, stale=True, restricted=None)
 
         async def ask() -> Resolved:
@@ -160,14 +162,21 @@ class Catalog:
             return Answer(cached, stale=True, restricted=None)
         return Answer(resolved.commit, stale=False, restricted=resolved.restricted)
 
-    async def manifest(self, snapshot: SnapshotId, token: str | None, *, restricted: bool | None) -> Record:
-        """What the commit holds, and what this cache has of it: our own record, else the Hub's listing."""
+    async def manifest(
+        self, snapshot: SnapshotId, token: str | None, *, restricted: bool | None, local: Manifest | None = None
+    ) -> Record:
+        """What the commit holds, and what this cache has of it: our own record, else the Hub's listing.
+
+        ``local``: what can stand in for the Hub's listing.
+        """
         try:
             record = await self._pools.on_disk(self._manifests.read, snapshot.repo_id, snapshot.commit)
         except OSError as error:
             raise storage_error(error, f"reading the record of {snapshot}") from error
-        if record is not None:
+        if record is not None and not record.manifest.local:
             return record
+        if local is not None and (self.limits.offline or self.breaker.open):
+            return Record(local)
 
         async def ask() -> Manifest:
             secret = restricted
@@ -185,7 +194,12 @@ class Catalog:
             )
 
         listing: _Question[Manifest] = self._once(("tree", snapshot, fingerprint(token)), ask)
-        return Record(await asyncio.shield(listing.task))
+        answer = await self._answer(listing, stand_in=local is not None)
+        if answer is None:
+            assert local is not None
+            log.warning("the commit is what a directory says that it is", model=str(snapshot))
+            return Record(local)
+        return Record(answer)
 
     async def check_access(self, repo_id: RepoId, token: str | None, *, known: bool) -> bool:
         """Whether the Hub says in time that the token may read the repository.
@@ -193,7 +207,7 @@ class Catalog:
         ``known``: it said so before, and its silence need not be waited for. Raises CacheError where the token
         may not, or where nobody says and nobody said.
         """
-        if known and self.breaker.open:
+        if known and (self.limits.offline or self.breaker.open):
             return False
 
         async def ask() -> bool:
@@ -248,6 +262,12 @@ class Catalog:
 
     async def _ask(self, name: str, call: Callable[[HubApi, timedelta], T]) -> T:
         """One question to the endpoints, the healthiest first, within ``hub.timeout`` and MAX_CALLS."""
+        if self.limits.offline:
+            raise CacheError(
+                Reason.UPSTREAM_UNAVAILABLE,
+                "hub.offline is set, and neither the cache nor sources.directories can answer",
+                mend="add a directory that holds the model, or let the Hub be asked",
+            )
         deadline = time.monotonic() + self.limits.timeout.total_seconds()
         among = set(self._endpoints.names)
 

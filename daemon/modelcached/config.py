@@ -51,7 +51,8 @@ RELOADABLE = {
         "prewarm_rate",
         "rescan_interval",
     },
-    "hub": {"token_file", "resolve_ttl"},
+    "hub": {"token_file", "resolve_ttl", "offline"},
+    "sources": {"directories"},
     "transfer": {"models", "rate_limit", "xet"},
     "leases": {"ttl", "max_pod_lease", "reconnect_grace"},
     "scrub": {"interval", "rate"},
@@ -252,6 +253,16 @@ class HubSection(_Section):
     """Most for one call of the Hub's API, retries included."""
     max_files: int = Field(default=100_000, ge=1)
     """Most files in one commit; above, the repository is refused."""
+    offline: bool = False
+    """The Hub is never asked: what is cached, or lies in `sources.directories`, is all there is."""
+
+
+class SourcesSection(_Section):
+    """Where bytes come from before the Hub is asked for them."""
+
+    directories: tuple[AbsolutePath, ...] = ()
+    """In order: caches of huggingface_hub's (HF_HOME, or its `hub`), or trees of `org/name`; from an image, another
+    volume. Each file is verified. Where the Hub says nothing, what such a directory says of a model is taken."""
 
 
 class ServerSection(_Section):
@@ -362,6 +373,7 @@ class Config(BaseSettings):
 
     cache: CacheSection = CacheSection()
     hub: HubSection = HubSection()
+    sources: SourcesSection = SourcesSection()
     server: ServerSection = ServerSection()
     metrics: MetricsSection = MetricsSection()
     leases: LeasesSection = LeasesSection()

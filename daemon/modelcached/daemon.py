@@ -154,7 +154,7 @@ class Daemon:
             endpoints=questions,
             pools=self.pools,
             manifests=self.core.manifests,
-            limits=CatalogLimits(config.hub.resolve_ttl, config.hub.timeout),
+            limits=CatalogLimits(config.hub.resolve_ttl, config.hub.timeout, config.hub.offline),
             observe=lambda call, outcome: self._observe(HubCalled(call, outcome)),
         )
         upstream = Upstream(transfers, self.source, self.xet)
@@ -248,7 +248,7 @@ class Daemon:
         self.flights.limiter.bytes_per_second = config.transfer.rate_limit
         self.xet.enabled = config.transfer.xet
         self.core.turns.settle()
-        self.catalog.limits = CatalogLimits(config.hub.resolve_ttl, self.catalog.limits.timeout)
+        self.catalog.limits = CatalogLimits(config.hub.resolve_ttl, self.catalog.limits.timeout, config.hub.offline)
         self.core.use.set_grace(config.leases.reconnect_grace.total_seconds())
         self.prefetcher.soon.set()
 

@@ -171,9 +171,19 @@ class Manifest:
     files: Mapping[str, FileEntry]
     restricted: bool = False
     """Gated or private: who may read it is the Hub's to say, per token."""
+    local: bool = False
+    """A directory of this machine told it, not the Hub: it may hold less than the commit does."""
 
     @classmethod
-    def of(cls, repo_id: RepoId, commit: Commit, files: list[FileEntry], *, restricted: bool = False) -> Manifest:
+    def of(
+        cls,
+        repo_id: RepoId,
+        commit: Commit,
+        files: list[FileEntry],
+        *,
+        restricted: bool = False,
+        local: bool = False,
+    ) -> Manifest:
         """Checks that no path is listed twice or is both a file and a directory (INVALID_MANIFEST)."""
         by_path: dict[str, FileEntry] = {}
         plain = _are_plain([entry.path for entry in files])
@@ -187,7 +197,7 @@ class Manifest:
                     Reason.INVALID_MANIFEST,
                     f"upstream lists '{shown(parent)}' both as a file and as a directory",
                 )
-        return cls(repo_id, commit, by_path, restricted)
+        return cls(repo_id, commit, by_path, restricted, local)
 
 
 def _are_plain(paths: list[str]) -> bool:

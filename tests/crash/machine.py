@@ -62,8 +62,10 @@ class Announcements:
         self.count += 1
         if self.count == self._at:
             self._die()
-        # staged and trashed names carry the process and a counter
-        self._tell(f"{operation} {_UNIQUE.sub('/*-', os.path.relpath(path, self._root))}")
+        # staged and trashed names carry the process and a counter, and what lies beside the cache the cache's name
+        beside = f"{self._root}.given"
+        name = path.replace(beside, "given", 1) if path.startswith(beside) else os.path.relpath(path, self._root)
+        self._tell(f"{operation} {_UNIQUE.sub('/*-', name)}")
 
 
 class KillableDisk(Disk):
@@ -106,6 +108,14 @@ class Machine:
         self.cache._catalog.expire(model.repo_id)
         wish = ModelRequest(model.repo_id, name, profile_of(profile))
         return await self.cache.ensure(EnsureRequest((wish,), LeaseWish()), Watch(), lambda _uid: False)
+
+    async def move_in(self, model: Model, folder: str) -> None:
+        """As an operator imports it from a folder that he gives away."""
+        self.upstream.branches[MAIN] = model.commit
+        self.cache._catalog.expire(model.repo_id)
+        wish = ModelRequest(model.repo_id, MAIN, profile_of("full"))
+        request = EnsureRequest((wish,), LeaseWish(), folder=folder, moves=True)
+        await self.cache.import_model(request, Watch(), lambda _uid: False)
 
     async def release(self) -> None:
         """Ends every lease."""

@@ -30,6 +30,7 @@ def calls_of(zygote: Zygote, name: str, base: Path, work: Path) -> list[str]:
     """What a protocol announces when nothing stops it."""
     done = zygote.run("act", name=name, source=str(base), cache_dir=str(work / "whole"))
     shutil.rmtree(work / "whole")
+    shutil.rmtree(work / "whole.given", ignore_errors=True)
     assert done.told, "it announces what it does"
     return done.told
 
@@ -83,6 +84,7 @@ class Checks:
         for found, (cache_dir, _, where) in zip(checked, self._waiting, strict=True):
             assert found["wrong"] == {}, f"died before {where}\n{json.dumps(found, indent=1)}"
             shutil.rmtree(cache_dir)
+            shutil.rmtree(f"{cache_dir}.given", ignore_errors=True)  # what was imported
             self.kept.append(found["kept"])
         self.count += len(states)
         self._waiting.clear()

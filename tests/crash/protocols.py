@@ -97,6 +97,34 @@ async def _scrub_and_ask_for_the_other(it: Machine) -> None:
     await it.ensure(OTHER, revision="release/1.0")  # what was doubted before the kill is looked at when it is asked for
 
 
+def _given(cache_dir: str) -> Path:
+    """The folder beside a cache that is imported into it."""
+    return Path(f"{cache_dir}.given")
+
+
+async def _import(it: Machine) -> None:
+    """Moves FIRST into the cache, as far as it is not there; the folder is made when there was none."""
+    folder = _given(it.core.layout.cache_dir)
+    if not folder.exists() and FIRST.snapshot not in truth.ready(it.core):
+        for path, content in FIRST.contents.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+    if folder.exists():
+        await it.move_in(FIRST, str(folder))
+
+
+def _between(cache_dir: str, protocol: Protocol) -> Iterable[str]:
+    """What is in neither place: an import that is killed loses nothing."""
+    folder = _given(cache_dir)
+    if protocol.act is not _import or not folder.exists():
+        return
+    layout = Layout(cache_dir)
+    for path, content in FIRST.contents.items():
+        places = (folder / path, Path(layout.snapshot(FIRST.snapshot), path))
+        if not any(place.exists() and place.read_bytes() == content for place in places):
+            yield f"{path} is neither in the folder nor in the cache"
+
+
 def _rot(layout: Layout) -> None:
     """Other bytes in the blob itself, which looks as it did when it was hashed."""
     path = layout.blob(FIRST.snapshot.repo_id, FIRST.digest("model.safetensors"))
@@ -153,6 +181,7 @@ PROTOCOLS = {
     "repair": Protocol(
         _ensure(FIRST), before=(_ensure(FIRST),), then=_damage, leaves=(FIRST,), damaged=frozenset({BAD})
     ),
+    "import that moves": Protocol(_import, leaves=(FIRST,), first=_import),
     "scrub of what nobody uses": Protocol(
         _scrub,
         before=(_ensure(FIRST), _release),
@@ -307,7 +336,7 @@ def recover_and_check(tell: Tell, name: str, states: list[tuple[str, bool]], *, 
 def _recover_and_check(protocol: Protocol, cache_dir: str, after: After) -> dict[str, Any]:
     """Starts, and looks; asks again, and looks; removes everything, and looks."""
     found: dict[str, Any] = {}
-    wrong: dict[str, list[str]] = {}
+    wrong: dict[str, list[str]] = {"between folder and cache": list(_between(cache_dir, protocol))}
     if not after.lost_power:
         wrong["as a reader saw it when it died"] = truth.lies(cache_dir, protocol.damaged)
     done_before = truth.journals(cache_dir, after.boot_id)
@@ -324,6 +353,7 @@ def _recover_and_check(protocol: Protocol, cache_dir: str, after: After) -> dict
                 wrong["recovered"] += _forgotten(it, done_before)
             found["kept"] = _kept(it, after.boot_id)
             wrong["asked again"] = await _ask_again(it, protocol, after.boot_id)
+            wrong["the folder"] = [str(path) for path in _given(cache_dir).rglob("*")]
             wrong["emptied"] = await _empty(it)
             raise _EndedError
 

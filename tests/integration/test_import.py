@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 from tests.hub import MIB, Hub, Synthetic
 from tests.hub.models import tiny_llama
 from tests.node.daemon import Node
-from tests.node.library import FILL
+from tests.node.library import download
 
 
 def plain(folder: Path, files: dict[str, bytes]) -> Path:
@@ -61,16 +59,7 @@ def test_a_plain_folder_is_copied_verified_and_served(
 def test_the_librarys_own_cache_is_imported_by_the_commit_that_it_has(
     hub: Hub, node: Node, model: dict[str, bytes], tmp_path: Path
 ) -> None:
-    environment = {
-        **os.environ,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    environment.pop("HF_HUB_CACHE", None)
-    subprocess.run([sys.executable, "-c", FILL, "org/model"], env=environment, check=True, timeout=60)
+    download(hub, tmp_path / "home", "org/model")
     repo = hub.find_repo("org/model")
     assert repo is not None
     repo.commit({"config.json": b'{"newer": true}'})

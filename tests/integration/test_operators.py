@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
+import struct
+import subprocess
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +23,7 @@ from modelcache.v1 import admin_pb2
 from tests.hub import MIB, Hub, Synthetic
 from tests.hub.models import tiny_llama
 from tests.integration.test_scrub import LATER, Model, rot
-from tests.node.daemon import Node, reference
+from tests.node.daemon import BIN, Node, reference
 from tests.node.library import fill
 
 SIZE = 8 * MIB
@@ -501,3 +508,42 @@ def test_a_target_that_takes_nothing_is_named(hub: Hub, calm: Node) -> None:
     done = calm.run("cachectl", "export", "org/one", "/proc/model")
     assert done.returncode == 74
     assert "cannot copy to /proc/model" in done.stderr
+
+
+# On a terminal
+
+
+def on_terminal(node: Node, *arguments: str, columns: int = 80) -> str:
+    """What cachectl shows there, escapes and all; it must succeed."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    shown = bytearray()
+    with subprocess.Popen(
+        [str(BIN / "cachectl"), *arguments],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        env={**node.client_environment, "TERM": "xterm-256color"},
+    ) as running:
+        os.close(its)
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+        assert running.wait(30) == 0, shown.decode()
+    return shown.decode()
+
+
+def test_pull_shows_a_bar_for_each_file_and_leaves_none(hub: Hub, make_node: Callable[..., Node]) -> None:
+    shards = {f"model-0000{number}-of-00003.safetensors": Synthetic(6 * MIB, number) for number in (1, 2, 3)}
+    index = {"weight_map": {f"layer.{number}": path for number, path in enumerate(shards)}}
+    content = {"config.json": b"{}", "model.safetensors.index.json": json.dumps(index).encode(), **shards}
+    hub.create_repo("org/sharded").commit(content)
+    node = make_node(transfer={"rate_limit": "6MB"}).start()
+    shown = on_terminal(node, "pull", "org/sharded")
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", shown)]
+    for path in shards:
+        assert any(re.search(rf"  {re.escape(path)} [━╸╺]+ *6\.3 MB", line) for line in lines), path
+    assert max(len(line) for line in lines if "━" in line) <= 80
+    end = shown[shown.rindex("downloaded") :]
+    assert "━" not in end, "the bars are gone at the end"

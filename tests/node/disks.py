@@ -175,9 +175,17 @@ class Btrfs(Disk):
 
     def used_bytes(self) -> int:
         """As the quota counts, when all is written."""
+        return self._counted()[0]
+
+    def exclusive_bytes(self) -> int:
+        """Of those, what no other subvolume shares."""
+        return self._counted()[1]
+
+    def _counted(self) -> tuple[int, int]:
         _run("btrfs", "filesystem", "sync", str(self.mount))
         shown = _run("btrfs", "qgroup", "show", "-f", "--raw", str(self.path)).splitlines()
-        return int(shown[-1].split()[1])
+        referenced, exclusive = shown[-1].split()[1:3]
+        return int(referenced), int(exclusive)
 
     def set_read_only(self, read_only: bool) -> None:
         _run("btrfs", "property", "set", str(self.path), "ro", str(read_only).lower())

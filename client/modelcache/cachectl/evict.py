@@ -96,8 +96,8 @@ def _show_plan(console: Console, planned: admin_pb2.EvictModelsResponse) -> None
     console.print(f"evicting {len(planned.models)} frees {format_size(planned.bytes_freed)}")
 
 
-def agreed(question: str) -> bool:
+def agreed(question: str, instead: str = ", or --dry-run to only look") -> bool:
     """Whether somebody at a terminal says yes. Raises UsageError where there is nobody to ask."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise click.UsageError("there is no terminal to ask on: give --yes, or --dry-run to only look")
+        raise click.UsageError(f"there is no terminal to ask on: give --yes{instead}")
     return click.confirm(question, err=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 import click
 from google.protobuf.duration_pb2 import Duration
 
-from modelcache.cachectl.bars import bar, has_bars
+from modelcache.cachectl.bars import bars, has_bars
 from modelcache.cachectl.session import Session, model_argument, spelt, verb
 from modelcache.client import EnsureEvent, Stream, reference
 from modelcache.errors import ModelCacheError
@@ -62,7 +62,8 @@ def pull(
 
 def _pull_one(session: Session, model: common_pb2.ModelReference) -> list[Told]:
     lease = cache_pb2.LeaseRequest(holder="cachectl pull", ttl=Duration(seconds=LEASE_SECONDS))
-    return followed(session, spelt(model), session.admin.cache.ensure(model, lease=lease))
+    asked = session.admin.cache.ensure(model, lease=lease, with_files=has_bars(session))
+    return followed(session, spelt(model), asked)
 
 
 def followed(session: Session, name: str, asked: Stream[EnsureEvent]) -> list[Told]:
@@ -89,12 +90,17 @@ def _release(session: Session, lease_id: str) -> None:
 
 @contextmanager
 def _watching(session: Session, name: str) -> Iterator[_Watcher]:
-    """Shows progress: a bar on a terminal, else a line at each change of phase and every five seconds."""
+    """Shows progress: bars on a terminal, else a line at each change of phase and every five seconds."""
     if not has_bars(session):
         yield _Lines(session, name)
         return
-    with bar(session, name) as draw:
-        yield lambda progress: draw(progress.bytes_done, progress.bytes_total, describe(progress))
+    with bars(session, name) as draw:
+        yield lambda progress: draw(
+            progress.bytes_done,
+            progress.bytes_total,
+            describe(progress),
+            {file.path: (file.bytes_done, file.bytes_total) for file in progress.files},
+        )
 
 
 class _Lines:

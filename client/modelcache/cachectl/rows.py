@@ -261,6 +261,11 @@ def finding_row(finding: admin_pb2.Finding) -> Row:
     }
 
 
+def removed_row(response: admin_pb2.ImportModelResponse) -> Row:
+    """What became of the folder of an import; beside what became of the model."""
+    return {"removed_bytes": response.removed_bytes, "kept_paths": list(response.kept_paths)}
+
+
 def config_row(response: admin_pb2.GetConfigResponse, settings: Iterable[admin_pb2.Setting]) -> Row:
     """Settings by name; values are as the configuration file would have them."""
     return {

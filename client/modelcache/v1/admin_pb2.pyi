@@ -1683,11 +1683,19 @@ class ImportModelRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
+    WITH_FILES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Absolute, as the daemon sees it: a plain folder of the repository's files,
     or a cache of huggingface_hub's (then the commit is the one that it has).
     """
     request_id: _builtins.str
+    move: _builtins.bool
+    """What was taken is removed below `path` when the model is whole, each file only
+    if it is the cache's own or was read again and has the same content.
+    """
+    with_files: _builtins.bool
+    """Whether progress says how far each file is."""
     @_builtins.property
     def model(self) -> _common_pb2.ModelReference: ...
     @_builtins.property
@@ -1699,10 +1707,12 @@ class ImportModelRequest(_message.Message):
         model: _common_pb2.ModelReference | None = ...,
         lease: _cache_pb2.LeaseRequest | None = ...,
         request_id: _builtins.str = ...,
+        move: _builtins.bool = ...,
+        with_files: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "model", b"model", "path", b"path", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "model", b"model", "move", b"move", "path", b"path", "request_id", b"request_id", "with_files", b"with_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1716,19 +1726,31 @@ class ImportModelResponse(_message.Message):
 
     PROGRESS_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
+    REMOVED_BYTES_FIELD_NUMBER: _builtins.int
+    KEPT_PATHS_FIELD_NUMBER: _builtins.int
+    removed_bytes: _builtins.int
+    """With `ready`, where `move` was asked for: what du lost below the path."""
     @_builtins.property
     def progress(self) -> _cache_pb2.Progress: ...
     @_builtins.property
     def ready(self) -> _cache_pb2.Ready: ...
+    @_builtins.property
+    def kept_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """And which files stay there, for they have another content or could not be
+        removed.
+        """
+
     def __init__(
         self,
         *,
         progress: _cache_pb2.Progress | None = ...,
         ready: _cache_pb2.Ready | None = ...,
+        removed_bytes: _builtins.int = ...,
+        kept_paths: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "ready", b"ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "kept_paths", b"kept_paths", "progress", b"progress", "ready", b"ready", "removed_bytes", b"removed_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "ready"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015

@@ -27,45 +27,47 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from modelcache.v1 import common_pb2 as modelcache_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19modelcache/v1/cache.proto\x12\rmodelcache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amodelcache/v1/common.proto\"g\n\x0cLeaseRequest\x12\x0f\n\x07pod_uid\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\x08\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x97\x02\n\x12\x45nsureModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\x12/\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x1d.modelcache.v1.ModelReference\x12*\n\x05lease\x18\x03 \x01(\x0b\x32\x1b.modelcache.v1.LeaseRequest\x12\r\n\x05token\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x14\n\x07prewarm\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x31\n\x0ewait_for_space\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\n\x08_prewarm\"\xcf\x01\n\x08Progress\x12#\n\x05phase\x18\x01 \x01(\x0e\x32\x14.modelcache.v1.Phase\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x04 \x01(\x04\x12&\n\x03\x65ta\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07waiters\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"h\n\x05Ready\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.modelcache.v1.ReadyModel\x12#\n\x05lease\x18\x02 \x01(\x0b\x32\x14.modelcache.v1.Lease\x12\x0f\n\x07hub_dir\x18\x03 \x01(\t\"r\n\x13\x45nsureModelResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.modelcache.v1.ProgressH\x00\x12%\n\x05ready\x18\x02 \x01(\x0b\x32\x14.modelcache.v1.ReadyH\x00\x42\x07\n\x05\x65vent\"?\n\x0fGetModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\"H\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.modelcache.v1.Model\x12\x0f\n\x07hub_dir\x18\x02 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.modelcache.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x11RenewLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"9\n\x12RenewLeaseResponse\x12#\n\x05lease\x18\x01 \x01(\x0b\x32\x14.modelcache.v1.Lease\"\'\n\x13ReleaseLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x16\n\x14ReleaseLeaseResponse\"$\n\x10HoldModelRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"h\n\x11HoldModelResponse\x12#\n\x05lease\x18\x01 \x01(\x0b\x32\x14.modelcache.v1.Lease\x12.\n\nheld_since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xad\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x10\n\x0cPHASE_QUEUED\x10\x01\x12\x13\n\x0fPHASE_RESOLVING\x10\x02\x12\x13\n\x0fPHASE_RESERVING\x10\x03\x12\x15\n\x11PHASE_DOWNLOADING\x10\x04\x12\x13\n\x0fPHASE_VERIFYING\x10\x05\x12\x14\n\x10PHASE_PUBLISHING\x10\x06\x12\x0f\n\x0bPHASE_READY\x10\x07\x32\x84\x04\n\x0c\x43\x61\x63heService\x12V\n\x0b\x45nsureModel\x12!.modelcache.v1.EnsureModelRequest\x1a\".modelcache.v1.EnsureModelResponse0\x01\x12K\n\x08GetModel\x12\x1e.modelcache.v1.GetModelRequest\x1a\x1f.modelcache.v1.GetModelResponse\x12Q\n\nListModels\x12 .modelcache.v1.ListModelsRequest\x1a!.modelcache.v1.ListModelsResponse\x12Q\n\nRenewLease\x12 .modelcache.v1.RenewLeaseRequest\x1a!.modelcache.v1.RenewLeaseResponse\x12W\n\x0cReleaseLease\x12\".modelcache.v1.ReleaseLeaseRequest\x1a#.modelcache.v1.ReleaseLeaseResponse\x12P\n\tHoldModel\x12\x1f.modelcache.v1.HoldModelRequest\x1a .modelcache.v1.HoldModelResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19modelcache/v1/cache.proto\x12\rmodelcache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amodelcache/v1/common.proto\"g\n\x0cLeaseRequest\x12\x0f\n\x07pod_uid\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\x08\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xab\x02\n\x12\x45nsureModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\x12/\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x1d.modelcache.v1.ModelReference\x12*\n\x05lease\x18\x03 \x01(\x0b\x32\x1b.modelcache.v1.LeaseRequest\x12\r\n\x05token\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x14\n\x07prewarm\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x31\n\x0ewait_for_space\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nwith_files\x18\x08 \x01(\x08\x42\n\n\x08_prewarm\"\xfb\x01\n\x08Progress\x12#\n\x05phase\x18\x01 \x01(\x0e\x32\x14.modelcache.v1.Phase\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x04 \x01(\x04\x12&\n\x03\x65ta\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07waiters\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12*\n\x05\x66iles\x18\t \x03(\x0b\x32\x1b.modelcache.v1.FileProgress\"V\n\x0c\x46ileProgress\x12\x0f\n\x07repo_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\"h\n\x05Ready\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.modelcache.v1.ReadyModel\x12#\n\x05lease\x18\x02 \x01(\x0b\x32\x14.modelcache.v1.Lease\x12\x0f\n\x07hub_dir\x18\x03 \x01(\t\"r\n\x13\x45nsureModelResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.modelcache.v1.ProgressH\x00\x12%\n\x05ready\x18\x02 \x01(\x0b\x32\x14.modelcache.v1.ReadyH\x00\x42\x07\n\x05\x65vent\"?\n\x0fGetModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelcache.v1.ModelReference\"H\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.modelcache.v1.Model\x12\x0f\n\x07hub_dir\x18\x02 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.modelcache.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x11RenewLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"9\n\x12RenewLeaseResponse\x12#\n\x05lease\x18\x01 \x01(\x0b\x32\x14.modelcache.v1.Lease\"\'\n\x13ReleaseLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x16\n\x14ReleaseLeaseResponse\"$\n\x10HoldModelRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"h\n\x11HoldModelResponse\x12#\n\x05lease\x18\x01 \x01(\x0b\x32\x14.modelcache.v1.Lease\x12.\n\nheld_since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xad\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x10\n\x0cPHASE_QUEUED\x10\x01\x12\x13\n\x0fPHASE_RESOLVING\x10\x02\x12\x13\n\x0fPHASE_RESERVING\x10\x03\x12\x15\n\x11PHASE_DOWNLOADING\x10\x04\x12\x13\n\x0fPHASE_VERIFYING\x10\x05\x12\x14\n\x10PHASE_PUBLISHING\x10\x06\x12\x0f\n\x0bPHASE_READY\x10\x07\x32\x84\x04\n\x0c\x43\x61\x63heService\x12V\n\x0b\x45nsureModel\x12!.modelcache.v1.EnsureModelRequest\x1a\".modelcache.v1.EnsureModelResponse0\x01\x12K\n\x08GetModel\x12\x1e.modelcache.v1.GetModelRequest\x1a\x1f.modelcache.v1.GetModelResponse\x12Q\n\nListModels\x12 .modelcache.v1.ListModelsRequest\x1a!.modelcache.v1.ListModelsResponse\x12Q\n\nRenewLease\x12 .modelcache.v1.RenewLeaseRequest\x1a!.modelcache.v1.RenewLeaseResponse\x12W\n\x0cReleaseLease\x12\".modelcache.v1.ReleaseLeaseRequest\x1a#.modelcache.v1.ReleaseLeaseResponse\x12P\n\tHoldModel\x12\x1f.modelcache.v1.HoldModelRequest\x1a .modelcache.v1.HoldModelResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelcache.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PHASE']._serialized_start=1548
-  _globals['_PHASE']._serialized_end=1721
+  _globals['_PHASE']._serialized_start=1700
+  _globals['_PHASE']._serialized_end=1873
   _globals['_LEASEREQUEST']._serialized_start=137
   _globals['_LEASEREQUEST']._serialized_end=240
   _globals['_ENSUREMODELREQUEST']._serialized_start=243
-  _globals['_ENSUREMODELREQUEST']._serialized_end=522
-  _globals['_PROGRESS']._serialized_start=525
-  _globals['_PROGRESS']._serialized_end=732
-  _globals['_READY']._serialized_start=734
-  _globals['_READY']._serialized_end=838
-  _globals['_ENSUREMODELRESPONSE']._serialized_start=840
-  _globals['_ENSUREMODELRESPONSE']._serialized_end=954
-  _globals['_GETMODELREQUEST']._serialized_start=956
-  _globals['_GETMODELREQUEST']._serialized_end=1019
-  _globals['_GETMODELRESPONSE']._serialized_start=1021
-  _globals['_GETMODELRESPONSE']._serialized_end=1093
-  _globals['_LISTMODELSREQUEST']._serialized_start=1095
-  _globals['_LISTMODELSREQUEST']._serialized_end=1153
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1155
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1238
-  _globals['_RENEWLEASEREQUEST']._serialized_start=1240
-  _globals['_RENEWLEASEREQUEST']._serialized_end=1277
-  _globals['_RENEWLEASERESPONSE']._serialized_start=1279
-  _globals['_RENEWLEASERESPONSE']._serialized_end=1336
-  _globals['_RELEASELEASEREQUEST']._serialized_start=1338
-  _globals['_RELEASELEASEREQUEST']._serialized_end=1377
-  _globals['_RELEASELEASERESPONSE']._serialized_start=1379
-  _globals['_RELEASELEASERESPONSE']._serialized_end=1401
-  _globals['_HOLDMODELREQUEST']._serialized_start=1403
-  _globals['_HOLDMODELREQUEST']._serialized_end=1439
-  _globals['_HOLDMODELRESPONSE']._serialized_start=1441
-  _globals['_HOLDMODELRESPONSE']._serialized_end=1545
-  _globals['_CACHESERVICE']._serialized_start=1724
-  _globals['_CACHESERVICE']._serialized_end=2240
+  _globals['_ENSUREMODELREQUEST']._serialized_end=542
+  _globals['_PROGRESS']._serialized_start=545
+  _globals['_PROGRESS']._serialized_end=796
+  _globals['_FILEPROGRESS']._serialized_start=798
+  _globals['_FILEPROGRESS']._serialized_end=884
+  _globals['_READY']._serialized_start=886
+  _globals['_READY']._serialized_end=990
+  _globals['_ENSUREMODELRESPONSE']._serialized_start=992
+  _globals['_ENSUREMODELRESPONSE']._serialized_end=1106
+  _globals['_GETMODELREQUEST']._serialized_start=1108
+  _globals['_GETMODELREQUEST']._serialized_end=1171
+  _globals['_GETMODELRESPONSE']._serialized_start=1173
+  _globals['_GETMODELRESPONSE']._serialized_end=1245
+  _globals['_LISTMODELSREQUEST']._serialized_start=1247
+  _globals['_LISTMODELSREQUEST']._serialized_end=1305
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1307
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1390
+  _globals['_RENEWLEASEREQUEST']._serialized_start=1392
+  _globals['_RENEWLEASEREQUEST']._serialized_end=1429
+  _globals['_RENEWLEASERESPONSE']._serialized_start=1431
+  _globals['_RENEWLEASERESPONSE']._serialized_end=1488
+  _globals['_RELEASELEASEREQUEST']._serialized_start=1490
+  _globals['_RELEASELEASEREQUEST']._serialized_end=1529
+  _globals['_RELEASELEASERESPONSE']._serialized_start=1531
+  _globals['_RELEASELEASERESPONSE']._serialized_end=1553
+  _globals['_HOLDMODELREQUEST']._serialized_start=1555
+  _globals['_HOLDMODELREQUEST']._serialized_end=1591
+  _globals['_HOLDMODELRESPONSE']._serialized_start=1593
+  _globals['_HOLDMODELRESPONSE']._serialized_end=1697
+  _globals['_CACHESERVICE']._serialized_start=1876
+  _globals['_CACHESERVICE']._serialized_end=2392
 # @@protoc_insertion_point(module_scope)

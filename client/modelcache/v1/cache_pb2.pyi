@@ -101,6 +101,7 @@ class EnsureModelRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PREWARM_FIELD_NUMBER: _builtins.int
     WAIT_FOR_SPACE_FIELD_NUMBER: _builtins.int
+    WITH_FILES_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Sent to the Hub in place of the daemon's own token, for this request only."""
     request_id: _builtins.str
@@ -110,6 +111,8 @@ class EnsureModelRequest(_message.Message):
     far as memory allows; the answer does not wait for it. Unset means what the
     daemon's own `cache.prewarm` says.
     """
+    with_files: _builtins.bool
+    """Whether progress says how far each file is that is being fetched."""
     @_builtins.property
     def model(self) -> _common_pb2.ModelReference: ...
     @_builtins.property
@@ -132,10 +135,11 @@ class EnsureModelRequest(_message.Message):
         request_id: _builtins.str = ...,
         prewarm: _builtins.bool | None = ...,
         wait_for_space: _duration_pb2.Duration | None = ...,
+        with_files: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm", "lease", b"lease", "model", b"model", "prewarm", b"prewarm", "wait_for_space", b"wait_for_space"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm", "adapters", b"adapters", "lease", b"lease", "model", b"model", "prewarm", b"prewarm", "request_id", b"request_id", "token", b"token", "wait_for_space", b"wait_for_space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm", "adapters", b"adapters", "lease", b"lease", "model", b"model", "prewarm", b"prewarm", "request_id", b"request_id", "token", b"token", "wait_for_space", b"wait_for_space", "with_files", b"with_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prewarm: _TypeAlias = _typing.Literal["prewarm"]  # noqa: Y015
     _WhichOneofArgType__prewarm: _TypeAlias = _typing.Literal["_prewarm", b"_prewarm"]  # noqa: Y015
@@ -157,6 +161,7 @@ class Progress(_message.Message):
     WAITERS_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     phase: Global___Phase.ValueType
     bytes_total: _builtins.int
     """Of all files selected, whether they were there or not."""
@@ -172,6 +177,12 @@ class Progress(_message.Message):
     def eta(self) -> _duration_pb2.Duration:
         """Absent while nothing is known."""
 
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileProgress]:
+        """Where it was asked for: files that are being fetched or verified at this
+        moment, by path; at most 16.
+        """
+
     def __init__(
         self,
         *,
@@ -183,14 +194,45 @@ class Progress(_message.Message):
         waiters: _builtins.int = ...,
         detail: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        files: _abc.Iterable[Global___FileProgress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "detail", b"detail", "eta", b"eta", "phase", b"phase", "request_id", b"request_id", "waiters", b"waiters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "detail", b"detail", "eta", b"eta", "files", b"files", "phase", b"phase", "request_id", b"request_id", "waiters", b"waiters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class FileProgress(_message.Message):
+    """One file under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPO_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    repo_id: _builtins.str
+    path: _builtins.str
+    bytes_total: _builtins.int
+    bytes_done: _builtins.int
+    def __init__(
+        self,
+        *,
+        repo_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        bytes_total: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "path", b"path", "repo_id", b"repo_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileProgress: _TypeAlias = FileProgress  # noqa: Y015
 
 @_typing.final
 class Ready(_message.Message):

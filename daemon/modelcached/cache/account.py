@@ -29,15 +29,16 @@ class FlightAccount:
         core = self._core
         async with core.measuring("partial"):
             yield
-            if flight.partial is None or flight.reservation is None:
+            held = flight.taken or flight.partial
+            if held is None or flight.reservation is None:
                 return
-            if not flight.partial.hard_allocated:
+            if not held.hard_allocated:
                 core.degraded["allocation"] = (
                     "the filesystem below cache.dir cannot allocate ahead: reservations are soft, "
                     "and a transfer may still meet a full disk"
                 )
-            sizes = await core.pools.on_disk(flight.partial.allocated)
-            for inode, size in sizes.items():
+            sizes = await core.pools.on_disk(held.allocated)
+            for inode, size in sizes.items() if flight.partial is not None else ():
                 core.space.add("partial", inode, size)
             # Counted until the flight has ended, wherever a look at the directories finds them meanwhile.
             core.space.set_area(_area(flight), sizes)

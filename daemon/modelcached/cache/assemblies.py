@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
 
 from modelcached.cache.assembly import Assembly, Tally
 from modelcached.cache.core import Core
+from modelcached.cache.importing import Import
 from modelcached.cache.requests import Phase, Progress, Transfer
 from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
@@ -24,9 +26,10 @@ log = structlog.get_logger()
 class Watch:
     """One caller's view of its request: phase and progress at any moment, however slowly it looks."""
 
-    def __init__(self, *, background: bool = False) -> None:
+    def __init__(self, *, background: bool = False, with_files: bool = False) -> None:
         self.background = background
         """Nobody waits: the model list wants it, behind all who do."""
+        self._with_files = with_files
         self.for_space_until = 0.0
         """How long its caller waits for space where there is none; monotonic."""
         self._phase = Phase.QUEUED
@@ -50,11 +53,12 @@ class Watch:
     def progress(self) -> Progress:
         """Now."""
         if self._assembly is not None:
-            return self._assembly.progress(self._waiters(self._assembly))
+            progress = self._assembly.progress(self._waiters(self._assembly))
+            return replace(progress, files=self._assembly.under_way()) if self._with_files else progress
         return Progress(self._phase, detail=self._detail)
 
 
-def _key(wants: tuple[Want, ...], folder: str) -> object:
+def _key(wants: tuple[Want, ...], folder: Import | None) -> object:
     """Who asks for the same shares one; who takes it from a folder fails for reasons that are nobody else's."""
     return (folder, *((want.snapshot, want.selection.profile) for want in wants))
 
@@ -72,7 +76,9 @@ class Assemblies:
         self._upstream = upstream
         self._running: dict[object, Assembly] = {}
 
-    def _join(self, wants: tuple[Want, ...], token: str | None, *, publish: bool = True, folder: str = "") -> Assembly:
+    def _join(
+        self, wants: tuple[Want, ...], token: str | None, *, publish: bool = True, folder: Import | None = None
+    ) -> Assembly:
         """The one running request for exactly these selections, started when there is none."""
         key = _key(wants, folder)
         assembly = self._running.get(key)
@@ -109,7 +115,7 @@ class Assemblies:
         self._join(wants, token)
 
     async def make_whole(
-        self, wants: tuple[Want, ...], token: str | None, watch: Watch, folder: str = ""
+        self, wants: tuple[Want, ...], token: str | None, watch: Watch, folder: Import | None = None
     ) -> dict[SnapshotId, Tally]:
         """Waits until every selection is published; what each was made from. Raises CacheError.
 
@@ -135,11 +141,11 @@ class Assemblies:
             if other is assembly or other.joined.keys() & assembly.joined.keys()
         )
 
-    async def fetch_one(self, want: Want, token: str | None, watch: Watch) -> bytes:
+    async def fetch_one(self, want: Want, token: str | None, watch: Watch, folder: Import | None = None) -> bytes:
         """A single file's verified content; its blob stays for the snapshot that will want it."""
         (entry,) = want.entries.values()
         with self._core.use.hold((), want.names):
-            assembly = self._join((want,), token, publish=False)
+            assembly = self._join((want,), token, publish=False, folder=folder)
             await _wait(assembly, watch)
             path = self._core.layout.blob(want.snapshot.repo_id, entry.digest)
 

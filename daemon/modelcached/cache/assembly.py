@@ -29,10 +29,11 @@ from modelcached.cache.admission import (
 from modelcached.cache.callers import Caller
 from modelcached.cache.core import Core
 from modelcached.cache.eviction import remove_if_bare
+from modelcached.cache.importing import Import
 from modelcached.cache.linking import link
 from modelcached.cache.planning import to_reserve
 from modelcached.cache.publication import publish
-from modelcached.cache.requests import Phase, Progress
+from modelcached.cache.requests import FileProgress, Phase, Progress
 from modelcached.cache.rescue import make_room
 from modelcached.cache.turns import PASSING_BYTES, Turn
 from modelcached.cache.verification import verify_found
@@ -41,6 +42,7 @@ from modelcached.errors import CacheError, Reason
 from modelcached.events import ModelsFetched
 from modelcached.ledger.space import Amount, Reservation
 from modelcached.model import Digest, FileEntry, Revision, Selection, SnapshotId, as_commit
+from modelcached.sources.folder import look
 from modelcached.sources.origin import LocalOrigin, Origin
 from modelcached.sources.upstream import Upstream
 from modelcached.store.disk import storage_error
@@ -51,6 +53,8 @@ from modelcached.transfer.full_disk import with_room
 log = structlog.get_logger()
 
 _RATE_WINDOW_SECONDS = 5.0
+_NAMED_FILES = 16
+"""More bars than that no screen has."""
 _ROOM_SECONDS = 0.1
 """Leases end in heaps: who waits for space tries once for all that ended together."""
 
@@ -76,7 +80,7 @@ class Assembly:
     token: str | None = field(repr=False)
     publishes: bool = True
     """False for a single file that is only to be read."""
-    folder: str = ""
+    folder: Import | None = None
     """Where what is missing is taken from instead of upstream."""
     phase: Phase = Phase.QUEUED
     detail: str = ""
@@ -104,6 +108,8 @@ class Assembly:
     _ended_by: CacheError | None = None
     _resumable: dict[Digest, int] = field(default_factory=dict)
     _adopted: dict[SnapshotId, Selection] = field(default_factory=dict)
+    _local: dict[tuple[SnapshotId, Digest], str] = field(default_factory=dict)
+    """Files of this machine that may be what is missing."""
     _samples: list[tuple[float, int]] = field(default_factory=list)
 
     @property
@@ -197,6 +203,22 @@ class Assembly:
             phase, detail = Phase.QUEUED, self.core.turns.detail(self.turn)
         return Progress(phase, total, max(0, min(total, done)), self._rate(done), waiters, detail)
 
+    def under_way(self) -> tuple[FileProgress, ...]:
+        """The files that are being fetched or verified at this moment, by path; no more than _NAMED_FILES."""
+        moving = {d: f for d, f in self.joined.items() if Stage.DOWNLOADING <= f.stage <= Stage.VERIFYING}
+        if not moving:
+            return ()
+        found: dict[Digest, FileProgress] = {}
+        for want in self.wants:
+            for path, entry in want.entries.items():
+                flight = moving.get(entry.digest)
+                if flight is not None and entry.digest not in found:
+                    repo_id = want.snapshot.repo_id
+                    found[entry.digest] = FileProgress(repo_id, path, flight.size_bytes, flight.done_bytes)
+                if len(found) == len(moving):
+                    break
+        return tuple(sorted(found.values(), key=lambda file: (file.repo_id, file.path))[:_NAMED_FILES])
+
     def _rate(self, done: int) -> int:
         now = time.monotonic()
         self._samples = [(at, size) for at, size in self._samples if now - at <= _RATE_WINDOW_SECONDS]
@@ -259,6 +281,7 @@ class Assembly:
                     await self.core.pools.on_disk(self.core.layout.check_repo, want.snapshot.repo_id)
                     await self._verify(want)
                     await self._link(want)
+                    await self._look_around(want)
                 whole = sum(selection_bytes(list(want.entries.values())) for want in self.wants)
                 while reservation is None:
                     may_change = self.core.room.next
@@ -318,6 +341,24 @@ class Assembly:
                 self.tallies[want.snapshot].linked_bytes += entry.size_bytes
 
         return await link(self.core, want, linked)
+
+    async def _look_around(self, want: Want) -> None:
+        """In the folder that is imported, or in directories of this machine before upstream is asked."""
+        lacking, directories = missing(self.core, want), self.core.config.sources.directories
+        if not lacking or (self.folder is None and not directories):
+            return
+
+        def find() -> dict[tuple[SnapshotId, Digest], str]:
+            repo_id, commit = want.snapshot
+            folders = [self.folder.folder] if self.folder else look(directories, repo_id, Revision(commit))
+            found = {}
+            for digest, entry in lacking.items():
+                path = next((path for folder in folders if (path := folder.locate(entry)) is not None), None)
+                if path is not None:
+                    found[want.snapshot, digest] = path
+            return found
+
+        self._local |= await self.core.pools.on_disk(find)
 
     # Its turn
 
@@ -435,17 +476,22 @@ class Assembly:
             tally = self.tallies[want.snapshot]
             repo = self.core.index.repo(want.snapshot.repo_id)
             for digest, entry in sorted(missing(self.core, want).items(), key=lambda item: item[1].size_bytes):
-                flight = self.flights.get(digest)
+                flight, origins = self.flights.get(digest), self._origins(want, entry)
                 if flight is None:
-                    origins = self._origins(want, entry)
                     foreign = repo.blobs.get(digest)
                     if foreign is not None and foreign.foreign and foreign.path is not None:
                         origins.insert(0, LocalOrigin(foreign.path))
+                    if not origins:
+                        raise CacheError(
+                            Reason.UPSTREAM_UNAVAILABLE,
+                            f"hub.offline is set, and sources.directories have no {entry.path} of {want.snapshot}",
+                        )
                     flight = self.flights.start(digest, entry.size_bytes, want.snapshot.repo_id, origins, batch)
                     self.core.landing[flight.repo_id] += 1
                     flight.reservation = reservation.split(self._for_flight(digest, entry.size_bytes))
                     tally.started += 1
                 else:
+                    flight.also_from(origins)
                     tally.joined += 1
                 if digest not in self.joined:
                     self.joined[digest] = flight
@@ -454,9 +500,12 @@ class Assembly:
                     self.flights.hurry(flight, 1 if self.waiters else 0)
 
     def _origins(self, want: Want, entry: FileEntry) -> list[Origin]:
-        if self.folder:
-            return [LocalOrigin(f"{self.folder}/{entry.path}")]
-        return self.upstream.origins(want.snapshot, entry, self.token)
+        here = self._local.get((want.snapshot, entry.digest))
+        if self.folder is not None:
+            return [LocalOrigin(here or f"{self.folder.folder.path}/{entry.path}", self.folder.moves)]
+        local: list[Origin] = [LocalOrigin(here)] if here is not None else []
+        offline = self.core.config.hub.offline
+        return local if offline else local + self.upstream.origins(want.snapshot, entry, self.token)
 
     async def _land(self) -> None:
         """Waits for all flights. The first failure ends the wait; what the others have is kept."""

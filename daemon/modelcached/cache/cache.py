@@ -24,6 +24,7 @@ unlink, and report back.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -33,11 +34,12 @@ from typing import Any
 
 import structlog
 
-from modelcached.cache import eviction, importing
+from modelcached.cache import eviction
 from modelcached.cache.assemblies import Assemblies, Watch
 from modelcached.cache.assembly import Tally
 from modelcached.cache.audit import Audit
 from modelcached.cache.core import Core
+from modelcached.cache.importing import Import, Removed, check_elsewhere, remove_taken
 from modelcached.cache.leasing import Leasing
 from modelcached.cache.looking import Looking
 from modelcached.cache.planning import plan
@@ -65,6 +67,7 @@ from modelcached.events import OperatorActed, RequestEnded
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.use import Pin, PinOwner
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
+from modelcached.sources import folder
 from modelcached.sources.hub import read_token
 from modelcached.sources.upstream import Upstream
 from modelcached.transfer.flights import Flights
@@ -100,15 +103,21 @@ class Cache:
 
     # Ensure
 
-    async def ensure(self, request: EnsureRequest, watch: Watch, pod_seen: Callable[[str], bool]) -> Ready:
+    async def ensure(
+        self,
+        request: EnsureRequest,
+        watch: Watch,
+        pod_seen: Callable[[str], bool],
+        source: Import | None = None,
+    ) -> Ready:
         """Makes the models whole on this node and leases them. Cancelling stops the wait, not the work.
 
-        Raises CacheError.
+        ``source``: where they are taken from instead of upstream. Raises CacheError.
         """
         began = time.monotonic()
         outcome, reason, message = "error", Reason.INTERNAL.value, ""
         try:
-            ready = await self._unless_stopped(self._ensure(request, watch, pod_seen))
+            ready = await self._unless_stopped(self._ensure(request, watch, pod_seen, source))
             outcomes = [model.outcome for model in ready.models]
             worst = next(o for o in (Outcome.DOWNLOADED, Outcome.JOINED, Outcome.HIT) if o in outcomes)
             outcome, reason = worst.value, ""
@@ -122,7 +131,9 @@ class Cache:
             seconds = time.monotonic() - began
             models = tuple(f"{model.repo_id}@{model.revision}" for model in request.models)
             holder = request.lease.who
-            if request.folder and reason == Reason.DIGEST_MISMATCH.value:  # neither disk nor network: the folder lies
+            if (
+                source is not None and reason == Reason.DIGEST_MISMATCH.value
+            ):  # neither disk nor network: the folder lies
                 reason = Reason.INVALID_REQUEST.value
             self.core.observe(RequestEnded(outcome, reason, seconds, models, holder, request.request_id, message))
             level = "debug" if outcome == "hit" else "info"
@@ -143,7 +154,9 @@ class Cache:
         finally:
             self._under_way.discard(scope)
 
-    async def _ensure(self, request: EnsureRequest, watch: Watch, pod_seen: Callable[[str], bool]) -> Ready:
+    async def _ensure(
+        self, request: EnsureRequest, watch: Watch, pod_seen: Callable[[str], bool], source: Import | None
+    ) -> Ready:
         if self.stopping:
             raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
         self.core.check_hub()
@@ -151,9 +164,9 @@ class Cache:
         if request.wait_for_space:
             watch.for_space_until = time.monotonic() + request.wait_for_space.total_seconds()
         token = request.token or read_token(self.core.config.hub.token_file)
-        wants = await self._wanting.wants(request.models, token, watch)
+        wants = await self._wanting.wants(request.models, token, watch, source)
         async with self._holding(wants):
-            tallies = await self._make_whole(wants, token, watch, request.folder)
+            tallies = await self._make_whole(wants, token, watch, source)
             lease = await self.leasing.grant(wants, request.lease, pod_seen)
         if request.prewarm or (request.prewarm is None and self.core.config.cache.prewarm):
             self._prewarm(wants)
@@ -173,35 +186,52 @@ class Cache:
             raise
 
     async def _make_whole(
-        self, wants: tuple[Want, ...], token: str | None, watch: Watch, path: str = ""
+        self, wants: tuple[Want, ...], token: str | None, watch: Watch, source: Import | None = None
     ) -> dict[SnapshotId, Tally]:
         """What is not on the disk, and their names; what each was made from, where it was not all there."""
         tallies: dict[SnapshotId, Tally] = {}
         sights = [await self._looking.look(want) for want in wants]
         hit = all(sight.whole for sight in sights)
         if not hit:
-            folder = await self._folder(path, wants) if path else ""
-            tallies = await self._assemblies.make_whole(wants, token, watch, folder)
+            if source is not None:
+                lacking = [entry for want in wants for entry in missing(self.core, want).values()]
+                await self.core.pools.on_disk(folder.check, source.folder, lacking)
+            tallies = await self._assemblies.make_whole(wants, token, watch, source)
             await self.core.pools.on_disk(self.core.check_hub_on_disk)  # that may have taken hours
         for want, sight in zip(wants, sights, strict=True):
             if as_commit(want.revision) is None and not want.stale and not (hit and sight.named):
                 await self.core.point(want.snapshot.repo_id, want.revision, want.snapshot.commit)
         return tallies
 
-    async def import_model(self, request: EnsureRequest, watch: Watch, pod_seen: Callable[[str], bool]) -> Ready:
-        """As ``ensure``, from ``request.folder``. Raises CacheError."""
+    async def import_model(
+        self, request: EnsureRequest, watch: Watch, pod_seen: Callable[[str], bool]
+    ) -> tuple[Ready, Removed]:
+        """As ``ensure``, from ``request.folder``; what was removed there. Raises CacheError."""
         (model,) = request.models
-        folder = await self.core.pools.on_disk(importing.find, request.folder, model.repo_id, model.revision)
-        if folder.commit is not None:  # what it holds is that, whatever the branch means by now
-            request = replace(request, models=(replace(model, revision=Revision(folder.commit)),))
-        return await self.ensure(request, watch, pod_seen)
-
-    async def _folder(self, path: str, wants: tuple[Want, ...]) -> str:
-        """Where the files are; refuses what is not that model."""
-        (want,) = wants
-        folder = await self.core.pools.on_disk(importing.find, path, want.snapshot.repo_id, want.revision)
-        await self.core.pools.on_disk(importing.check, folder, list(missing(self.core, want).values()))
-        return folder.path
+        found = await self.core.pools.on_disk(folder.find, request.folder, model.repo_id, model.revision)
+        await self.core.pools.on_disk(check_elsewhere, found, self.core.layout.cache_dir)
+        if found.commit is not None:  # what it holds is that, whatever the branch means by now
+            request = replace(request, models=(replace(model, revision=Revision(found.commit)),))
+        source = Import(found, moves=request.moves)
+        ready = await self.ensure(request, watch, pod_seen, source)
+        if not request.moves:
+            return ready, Removed(0, ())
+        (made,) = ready.models
+        snapshot = self.core.index.snapshot(made.snapshot)
+        if snapshot is None or snapshot.record is None:
+            return ready, Removed(0, tuple(sorted(made.selection.paths)))
+        files = snapshot.record.manifest.files
+        with self.core.use.hold([made.snapshot], frozenset()):
+            removed = await self.core.pools.on_hash(
+                remove_taken,
+                self.core.disk,
+                found,
+                [files[path] for path in sorted(made.selection.paths)],
+                functools.partial(self.core.layout.blob, made.snapshot.repo_id),
+                self.core.pools.stopping,
+            )
+        await self.core.measure_after(made.snapshot.repo_id)  # whose links were the folder's too
+        return ready, removed
 
     async def keep(self, model: ModelRequest, watch: Watch) -> None:
         """For the model list: makes the model whole behind all who wait, and pins what it means now.

@@ -23,6 +23,8 @@ async def publish(core: Core, want: Want, adopted: Selection | None, revisions: 
         await core.pools.on_disk(core.check_hub_on_disk)  # its blobs lie in the one that was there when it began
         snapshot = core.index.snapshot(snapshot_id)
         record = snapshot.record if snapshot is not None and snapshot.record is not None else want.record
+        if record.manifest.local:  # the want's is that, or the Hub's word by now
+            record = replace(record, manifest=want.record.manifest)
         repo = core.index.repo(snapshot_id.repo_id)
         blobs, files = repo.blobs, record.manifest.files
         if lacking := missing(core, want):
@@ -35,7 +37,10 @@ async def publish(core: Core, want: Want, adopted: Selection | None, revisions: 
         selections = {
             name: selection
             for name, selection in record.selections.items()
-            if all((blob := blobs.get(files[path].digest)) is not None and blob.verified for path in selection.paths)
+            if all(
+                path in files and (blob := blobs.get(files[path].digest)) is not None and blob.verified
+                for path in selection.paths
+            )
         }
         selections[want.selection.profile] = want.selection
         if adopted is not None:
@@ -44,7 +49,7 @@ async def publish(core: Core, want: Want, adopted: Selection | None, revisions: 
         links = {path: files[path].digest for path in record.paths}
         stamps = {digest: blobs[digest].stamp for digest in links.values()}
         record = replace(record, stamps=stamps)
-        complete = links.keys() == files.keys()
+        complete = record.is_whole
         leased = bool(core.use.leases_on(snapshot_id, core.refs()))
         if not complete:
             await core.pools.on_disk(core.snapshots.remove_tree_file, snapshot_id)

@@ -256,7 +256,7 @@ def _without_tree(core: Core, repo: FoundRepo) -> list[Record]:
     """Whole commits that have no listing: a kill came between snapshot and listing, and a hit writes none."""
     snapshots = (core.index.snapshot(SnapshotId(repo.repo_id, c)) for c in sorted(repo.snapshots.keys() - repo.trees))
     records = (s.record for s in snapshots if s is not None and s.state is SnapshotState.READY)
-    return [record for record in records if record is not None and record.paths == record.manifest.files.keys()]
+    return [record for record in records if record is not None and record.is_whole]
 
 
 def _write_trees(core: Core, records: list[Record]) -> None:

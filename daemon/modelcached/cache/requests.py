@@ -69,8 +69,22 @@ class EnsureRequest:
     """None: as ``cache.prewarm`` says."""
     wait_for_space: timedelta = timedelta(0)
     """How long others may take to make room, where there is none now."""
+    with_files: bool = False
+    """Its progress tells of each file."""
     folder: str = ""
     """Where to take it from instead of upstream; absolute."""
+    moves: bool = False
+    """What was taken from there is removed there."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileProgress:
+    """One file that is being fetched."""
+
+    repo_id: RepoId
+    path: str
+    bytes_total: int
+    bytes_done: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,8 @@ class Progress:
     bytes_per_second: int = 0
     waiters: int = 1
     detail: str = ""
+    files: tuple[FileProgress, ...] = ()
+    """What is under way of it, where somebody wants to know."""
 
     @property
     def eta(self) -> timedelta | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from modelcached import __version__
 from modelcached.cache.core import PODS_DIRECTORY, Core
 from modelcached.doctor import disk, node, upstream
-from modelcached.doctor.finding import Finding, failure, ok
+from modelcached.doctor.finding import Finding, failure, ok, skipped
 from modelcached.ledger.leases import LeaseKind
 from modelcached.model import RepoId
 from modelcached.sources.hub import HubApi
@@ -45,6 +45,9 @@ class Doctor:
                 yield finding
         for finding in await self._tried(lambda: node.sockets(config.server)):
             yield finding
+        if config.hub.offline:
+            yield skipped("upstream", "hub.offline is set: the Hub is never asked")
+            return
         for api in self._around.apis:
             for finding in await self._on_hub(lambda api=api: [upstream.reach(api)]):  # type: ignore[misc]
                 yield finding
@@ -68,6 +71,7 @@ class Doctor:
             lambda: disk.space(layout, core.space, core.kubelet()),
             lambda: [node.inotify(layout, polling)],
             lambda: [node.pods(path, healthy=healthy, leases=pods)],
+            lambda: node.directories(core.config.sources.directories),
             lambda: [node.selinux()],
             lambda: [node.memory()],
         ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from modelcached.config import ServerSection
 from modelcached.doctor.access import closed_on_the_way, mode_of
 from modelcached.doctor.finding import Finding, failure, ok, skipped, warning
+from modelcached.sources.folder import repositories
 from modelcached.store.layout import Layout
 from modelcached.store.memory import number_in, smallest_limit_bytes
 from modelcached.units import format_size
@@ -50,6 +51,22 @@ def pods(path: Path | None, *, healthy: bool, leases: int) -> Finding:
         mend = "is it the kubelet's own, with mountPropagation HostToContainer? cachectl release ends leases by hand"
         return failure("pods", f"{path} shows no pod that is known to be there: {leases} pod leases do not end", mend)
     return ok("pods", f"{path} shows {there} pods")
+
+
+def directories(paths: Iterable[Path]) -> Iterator[Finding]:
+    """Whether what sources.directories names can be looked into, and holds models."""
+    for path in paths:
+        try:
+            models = repositories(path)
+        except OSError as error:
+            mend = "in Kubernetes, mount it into the daemon's pod"
+            yield failure("directories", f"{path} cannot be listed: {error.strerror}", mend)
+            continue
+        if models:
+            yield ok("directories", f"{path} has {models} models")
+        else:
+            mend = "it must be a cache of huggingface_hub's (HF_HOME, or its hub) or have org/name below it"
+            yield warning("directories", f"{path} has no models", mend)
 
 
 def selinux(root: str = "/sys/fs/selinux") -> Finding:

@@ -233,11 +233,15 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             await context.write(admin_pb2.ImportModelResponse(progress=step.progress))
 
         with structlog.contextvars.bound_contextvars(request_id=wanted.request_id):
-            watch = Watch()
+            watch = Watch(with_files=wanted.with_files)
             work = self._cache.import_model(wanted, watch, self._pod_seen)
-            ready = await told(watch, wanted.request_id, write, work)
+            ready, removed = await told(watch, wanted.request_id, write, work)
             message = translate.ready_message(ready, self._cache.core.clock)
-            await context.write(admin_pb2.ImportModelResponse(ready=message.ready))
+            await context.write(
+                admin_pb2.ImportModelResponse(
+                    ready=message.ready, removed_bytes=removed.freed_bytes, kept_paths=removed.kept
+                )
+            )
 
     @unary
     async def CollectGarbage(  # noqa: N802

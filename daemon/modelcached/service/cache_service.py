@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from modelcache.v1 import cache_pb2, cache_pb2_grpc
 
 from modelcached.cache import Cache, Watch
-from modelcached.cache.requests import Phase, Progress, Ready
+from modelcached.cache.requests import Phase, Progress
 from modelcached.errors import CacheError, Reason
 from modelcached.service import translate
 from modelcached.service.status import Gate, stream, unary
+
+T = TypeVar("T")
 
 PROGRESS_SECONDS = 0.5
 """How often a stream looks at its request; a reader that is slower sees fewer steps."""
@@ -38,7 +40,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         """See the contract."""
         wanted = translate.ensure_request(request)
         with structlog.contextvars.bound_contextvars(request_id=wanted.request_id):
-            watch = Watch()
+            watch = Watch(with_files=wanted.with_files)
             ready = await told(
                 watch, wanted.request_id, context.write, self._cache.ensure(wanted, watch, self._pod_seen)
             )
@@ -93,18 +95,16 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
             raise CacheError(Reason.LEASE_NOT_FOUND, f"lease {request.lease_id} was released")
 
 
-async def told(
-    watch: Watch, request_id: str, write: Callable[[Any], Awaitable[None]], request: Awaitable[Ready]
-) -> Ready:
+async def told(watch: Watch, request_id: str, write: Callable[[Any], Awaitable[None]], request: Awaitable[T]) -> T:
     """The request's answer; meanwhile ``write`` is told how it stands."""
     teller = _Teller(watch, request_id, write)
     try:
-        ready = await request
+        answer = await request
     except BaseException:
         await teller.cancel()
         raise
     await teller.end()
-    return ready
+    return answer
 
 
 class _Teller:

@@ -284,9 +284,13 @@ def import_request(message: admin_pb2.ImportModelRequest) -> EnsureRequest:
     if len(message.path) > MAX_PATH_CHARACTERS or "\0" in message.path:
         raise CacheError(Reason.INVALID_REQUEST, f"path must be at most {MAX_PATH_CHARACTERS} characters")
     asked = cache_pb2.EnsureModelRequest(
-        model=message.model, lease=message.lease, request_id=message.request_id, prewarm=False
+        model=message.model,
+        lease=message.lease,
+        request_id=message.request_id,
+        prewarm=False,
+        with_files=message.with_files,
     )
-    return replace(ensure_request(asked), folder=message.path)
+    return replace(ensure_request(asked), folder=message.path, moves=message.move)
 
 
 def eviction_rule(message: admin_pb2.EvictionRule) -> EvictionRule:

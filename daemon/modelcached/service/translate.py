@@ -108,6 +108,7 @@ def ensure_request(message: cache_pb2.EnsureModelRequest) -> EnsureRequest:
         _text("request_id", message.request_id, 64) or uuid.uuid4().hex,
         message.prewarm if message.HasField("prewarm") else None,
         patience,
+        message.with_files,
     )
 
 
@@ -157,6 +158,12 @@ def progress_message(progress: Progress, request_id: str) -> cache_pb2.EnsureMod
             waiters=progress.waiters,
             detail=progress.detail,
             request_id=request_id,
+            files=[
+                cache_pb2.FileProgress(
+                    repo_id=file.repo_id, path=file.path, bytes_total=file.bytes_total, bytes_done=file.bytes_done
+                )
+                for file in progress.files
+            ],
         )
     )
 

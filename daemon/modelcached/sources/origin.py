@@ -148,9 +148,11 @@ class HubOrigin:
 
 @dataclass(frozen=True, slots=True)
 class LocalOrigin:
-    """A file on this machine that somebody else may write: copied and verified, never linked."""
+    """A file on this machine, which somebody else may write."""
 
     path: str
+    moves: bool = False
+    """Whoever asked for it gives it away: it may be taken over as it is."""
 
     @property
     def label(self) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from modelcached.errors import CacheError, Reason
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _SYNC_FILE_RANGE_WRITE = 2
+_FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _libc = ctypes.CDLL(None, use_errno=True)
 _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -238,6 +240,28 @@ class Disk:
         """A second name for the same inode; never follows a symlink."""
         self._before("link", target)
         os.link(source, target, follow_symlinks=False)
+
+    def clone(self, source: int, target: int, path: str) -> bool:
+        """Gives an empty file another's content without copying it; False where the filesystem cannot.
+
+        FICLONE (ioctl_ficlonerange(2)): both share their blocks until one of them is written.
+        """
+        self._before("clone", path)
+        try:
+            fcntl.ioctl(target, _FICLONE, source)
+        except OSError as error:
+            if error.errno in _FULL or error.errno == errno.EIO:
+                raise naming(error, path) from None
+            return False  # another filesystem, one without, or one that cannot do it with this file
+        return True
+
+    def chown(self, descriptor: int, uid: int, gid: int, path: str) -> None:
+        """Gives an open file to another user."""
+        self._before("chown", path)
+        try:
+            os.fchown(descriptor, uid, gid)
+        except OSError as error:
+            raise naming(error, path) from None
 
     def symlink(self, text: str, path: str) -> None:
         """A symbolic link at path that says text."""

@@ -68,6 +68,11 @@ class Record:
         """What the snapshot holds: the union of the complete selections."""
         return frozenset[str]().union(*(selection.paths for selection in self.selections.values()))
 
+    @property
+    def is_whole(self) -> bool:
+        """The snapshot holds every file of the commit."""
+        return not self.manifest.local and self.paths == self.manifest.files.keys()
+
     def without_selections(self) -> Record:
         """The same with nothing complete."""
         return replace(self, selections={}, stamps={})
@@ -81,6 +86,7 @@ class Record:
                 "commit": self.manifest.commit,
                 "restricted": self.manifest.restricted,
                 "readers": list(self.readers),
+                **({"local": True} if self.manifest.local else {}),
                 "files": {
                     path: {
                         "size": entry.size_bytes,
@@ -113,7 +119,8 @@ class Record:
                 return None
             digests = _digests(data, known or {})
             entries = _entries(data["files"], digests)
-            manifest = Manifest.of(repo_id, commit, entries, restricted=bool(data["restricted"]))
+            told = {"restricted": bool(data["restricted"]), "local": bool(data.get("local", False))}
+            manifest = Manifest.of(repo_id, commit, entries, **told)
             same: dict[frozenset[str], frozenset[str]] = {}
             selections = {
                 name: Selection(name, item["format"], same.setdefault(paths := _paths(item["paths"], manifest), paths))

@@ -24,6 +24,7 @@ from modelcached.model import Digest, RepoId
 from modelcached.store import journal
 from modelcached.store.disk import Disk, naming
 from modelcached.store.layout import Layout
+from modelcached.store.taking import Taken, take
 
 
 class Partial:
@@ -246,6 +247,10 @@ class PartialStore:
         self._disk.mkdir(directory)
         self._disk.replace_file(target, content, self._layout.staged(digest.hex), 0o444)
         return os.lstat(target)
+
+    def take(self, digest: Digest, size_bytes: int, path: str, *, moves: bool) -> Taken | None:
+        """A file that lies on this machine already, without copying it; None where it must be copied."""
+        return take(self._disk, self._layout, digest, size_bytes, path, moves=moves)
 
     def done_bytes(self, digest: Digest) -> int:
         """How much of an unfinished blob would not be fetched again; 0 where there is none."""

@@ -21,6 +21,7 @@ from modelcached.sources.abort import Abort
 from modelcached.sources.origin import Origin
 from modelcached.store.journal import Ranges
 from modelcached.store.partials import Partial
+from modelcached.store.taking import Taken
 
 STEP_BYTES = 2 << 20
 """A range counts as done in steps of this: at most that is lost a connection when the daemon is killed."""
@@ -89,6 +90,8 @@ class Flight:
     hashed: int = 0
     """Up to here it is hashed."""
     partial: Partial | None = None
+    taken: Taken | None = None
+    """Instead of a partial: it lay on this machine already."""
     small_sink: Callable[[memoryview, int], None] | None = None
     """Where a file that fits in memory goes; it has no partial."""
     task: asyncio.Task[None] | None = None
@@ -111,6 +114,11 @@ class Flight:
     def origin(self) -> Origin:
         """The one in use."""
         return self.origins[0]
+
+    def also_from(self, origins: Sequence[Origin]) -> None:
+        """Who joins it knows other places too; they matter where it would fail with the folder that it came from."""
+        if all(origin.label == "local" for origin in self.origins):
+            self.origins = [*self.origins, *(origin for origin in origins if origin.label != "local")]
 
     @property
     def is_parked(self) -> bool:

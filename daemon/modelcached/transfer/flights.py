@@ -27,9 +27,10 @@ from modelcached.model import Digest, RepoId
 from modelcached.pools import Pools
 from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
-from modelcached.sources.origin import Origin, OriginFailedError
+from modelcached.sources.origin import LocalOrigin, Origin, OriginFailedError
 from modelcached.store.disk import storage_error
 from modelcached.store.partials import Partial, PartialStore
+from modelcached.store.taking import Taken, TakenAwayError
 from modelcached.transfer.flight import SMALL_BYTES, STEP_BYTES, Flight, Part, Stage
 from modelcached.transfer.flushing import HASH_AHEAD_BYTES, Flushing
 from modelcached.transfer.full_disk import MakeRoom, with_room
@@ -231,7 +232,45 @@ class Flights:
         publish = functools.partial(self._partials.publish_small, flight.repo_id, flight.digest, bytes(content))
         return await with_room(lambda: self._pools.on_flush(publish), flight.size_bytes, self._make_room)
 
+    async def _taken(self, flight: Flight) -> os.stat_result | None:
+        """A file of this machine that need not be copied: read once, to be verified. None where it must be."""
+        origin = flight.origin
+        if not isinstance(origin, LocalOrigin):
+            return None
+        taken = await with_room(lambda: self._take(flight, origin), flight.size_bytes, self._make_room)
+        if taken is None:
+            return None
+        try:
+            flight.stage = Stage.VERIFYING
+            flight.ranges.spans = [(0, flight.size_bytes)]
+            hasher = new_hasher(flight.digest, flight.size_bytes)
+            for start in range(0, flight.size_bytes, _HASH_STEP_BYTES):
+                if flight.failure is not None:
+                    raise flight.failure
+                end = min(start + _HASH_STEP_BYTES, flight.size_bytes)
+                await self._pools.on_hash(hash_partial, taken, hasher, start, end)
+            if hasher.hexdigest() != flight.digest.hex:
+                raise ContentError(f"{origin}: content differs from {flight.digest}")
+            flight.stage = Stage.PUBLISHING
+            return await self._pools.on_flush(taken.publish, flight.repo_id)
+        except TakenAwayError as error:
+            log.info("copying what somebody else writes", digest=flight.digest.hex, why=str(error))
+            return None
+        finally:
+            flight.taken = None
+            if not taken.published:
+                flight.ranges.spans, flight.stage = [], Stage.QUEUED
+            await self._pools.on_disk(taken.close)
+
+    async def _take(self, flight: Flight, origin: LocalOrigin) -> Taken | None:
+        async with self._allocating(flight):
+            take = functools.partial(self._partials.take, moves=origin.moves)
+            flight.taken = await self._pools.on_disk(take, flight.digest, flight.size_bytes, origin.path)
+            return flight.taken
+
     async def _large(self, flight: Flight) -> os.stat_result:
+        if (status := await self._until_right(flight, lambda: self._taken(flight))) is not None:
+            return status
         partial = await with_room(lambda: self._open(flight), flight.size_bytes, self._make_room)
         flight.ranges.spans = list(partial.resumed.spans)
         resumed = bool(flight.ranges.spans)
@@ -273,12 +312,12 @@ class Flights:
             flight.partial = await self._pools.on_disk(self._partials.open, flight.digest, flight.size_bytes)
             return flight.partial
 
-    async def _until_right(self, flight: Flight, once: Callable[[], Awaitable[None]]) -> None:
+    async def _until_right(self, flight: Flight, once: Callable[[], Awaitable[T]]) -> T:
         """Tries each origin until the content is what its digest says."""
         tries = 0
         while True:
             try:
-                await once()
+                return await once()
             except OriginFailedError as error:
                 if len(flight.origins) == 1:
                     flight.failure = CacheError(Reason.UPSTREAM_UNAVAILABLE, error.message)
@@ -310,8 +349,6 @@ class Flights:
                     Reason.DIGEST_MISMATCH, error.message, metadata={"digest": flight.digest.hex, "tries": tries}
                 )
                 raise flight.failure from error
-            else:
-                return
 
     async def _move_and_hash(self, flight: Flight) -> None:
         """Fetches what is missing, hashing behind it while the bytes are in the page cache."""

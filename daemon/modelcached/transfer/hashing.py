@@ -13,6 +13,7 @@ from modelcached.errors import CacheError, Reason
 from modelcached.model import Algorithm, Digest
 from modelcached.store.pagecache import read_through
 from modelcached.store.partials import Partial
+from modelcached.store.taking import Taken
 
 BLOCK_BYTES = 4 << 20
 
@@ -45,7 +46,7 @@ def matches(digest: Digest, content: bytes | bytearray | memoryview) -> bool:
     return hasher.hexdigest() == digest.hex
 
 
-def hash_partial(partial: Partial, hasher: Hasher, start: int, end: int) -> None:
+def hash_partial(partial: Partial | Taken, hasher: Hasher, start: int, end: int) -> None:
     """Feeds [start, end) of an unfinished blob to the hasher. Blocking; releases the GIL."""
     buffer = memoryview(bytearray(min(BLOCK_BYTES, end - start)))
     while start < end:
