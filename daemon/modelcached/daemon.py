@@ -162,7 +162,7 @@ class Daemon:
         self.cache = Cache(self.core, self.catalog, self.flights, upstream, checks, memory.available_bytes)
         hub_keeper = HubKeeper(self.core, contents.hub)
         self.watch = Watch(self.core, hub_keeper, Rescan(self.core, self.flights.has), claim.at)
-        self.report = await recover(self.core, lost=contents.lost, begun=claim.walker)
+        self.report = await recover(self.core, lost=contents.lost, begun=claim.walker, told=systemd.recovering)
         claim.walker.close()
         await hub_keeper.look()  # before anybody is answered
         doctor = Doctor(self.core, Surroundings(apis, lambda: self.watch.why_polling, self.began_at))
@@ -225,6 +225,8 @@ class Daemon:
         self.prefetcher = Prefetcher(self.cache)
         self._loop_task(loops.LIST_SECONDS, "model list", self.prefetcher.look, self.prefetcher.soon)
         self.tasks.append(asyncio.create_task(self.prefetcher.work(), name="prefetch"))
+        if systemd.managed():
+            self._loop_task(systemd.STATUS_SECONDS, "status", systemd.StatusTeller(self.cache).look)
         if (seconds := systemd.watchdog_seconds()) is not None:
 
             async def feed() -> None:
@@ -262,7 +264,7 @@ class Daemon:
     async def stop(self) -> None:
         """Drains: progress kept, streams told, nothing left behind."""
         self.serving = False
-        systemd.notify("STOPPING=1", "STATUS=draining")
+        systemd.notify("STOPPING=1", "STATUS=stopping: what downloads have is kept")
         log.info("stopping", under_way=self.server.gate.under_way)
         self.pools.stopping.set()
         self.lag.stop()

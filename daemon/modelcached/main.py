@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import json
 import os
 import sys
@@ -88,6 +89,7 @@ def _run(config: Config, config_file: Path | None, flags: dict[str, dict[str, An
     # A directory has its mode from its first moment: one that was made under a narrower mask, by a daemon that was
     # killed before it could set the mode, would stay unreadable to workloads for ever.
     os.umask(0o022)
+    faulthandler.enable()  # a watchdog ends us by SIGABRT: the log then shows where the event loop stood
     give_buffers_back()
     try:
         with Claim(Disk(), str(config.cache.dir)) as claim:

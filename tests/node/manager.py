@@ -28,6 +28,15 @@ class Manager:
     ) -> None:
         self._socket.close()
 
+    def hears(self, text: str, within_seconds: float = START_SECONDS) -> list[str]:
+        """Everything that is said until a line begins so, and with it. TimeoutError where none does."""
+        heard: list[str] = []
+        deadline = time.monotonic() + within_seconds
+        while not any(line.startswith(text) for line in heard):
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            heard += self._socket.recv(4096).decode().split("\n")
+        return heard
+
     def start(self, node: Node, within_seconds: float = START_SECONDS) -> float:
         """Starts the daemon; seconds from its process to READY=1. TimeoutError where it is not ready in time."""
         node.environment |= self.environment

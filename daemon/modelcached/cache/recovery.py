@@ -11,7 +11,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -31,6 +31,14 @@ log = structlog.get_logger()
 
 _FOLDERS_AT_ONCE = 16
 """Read in a disk thread, then believed on the event loop; what is read and not believed yet takes memory."""
+
+
+Told = Callable[[int, int], None]
+"""Is told, a few at a time, how many repositories have been read, and how many there are."""
+
+
+def _nobody(done: int, of: int) -> None:
+    """Wants to know."""
 
 
 @dataclass(slots=True)
@@ -58,14 +66,15 @@ class Report:
         )
 
 
-async def recover(core: Core, *, lost: str, begun: Walker | None = None) -> Report:
+async def recover(core: Core, *, lost: str, begun: Walker | None = None, told: Told = _nobody) -> Report:
     """Fills index and account from the disk.
 
     ``lost``: why leases may be missing from state.db; empty if none is. ``begun``: reads hub/ already.
+    ``told``: on the event loop, between two reads.
     """
     gc.disable()  # nearly all that is made from here on stays: looking for garbage in it takes a fifth of the time
     try:
-        return await _recover(core, lost, begun)
+        return await _recover(core, lost, begun, told)
     finally:
         # All modules and the whole index: they stay, and each look through them would stop every call meanwhile.
         # No look before it either: with a large cache that alone takes a tenth of a second.
@@ -73,11 +82,11 @@ async def recover(core: Core, *, lost: str, begun: Walker | None = None) -> Repo
         gc.enable()
 
 
-async def _recover(core: Core, lost: str, begun: Walker | None) -> Report:
+async def _recover(core: Core, lost: str, begun: Walker | None, told: Told) -> Report:
     report = Report()
     await core.pools.on_disk(_clear_unfinished, core, report)
     folders, mounted = await core.pools.on_disk(hub_folders, core.layout)
-    walk = _Walk(core, report, strangers=mounted)
+    walk = _Walk(core, report, told, strangers=mounted)
     if begun is not None and begun.folders != folders:
         begun.close()
         begun = None
@@ -150,6 +159,7 @@ class _Walk:
 
     core: Core
     report: Report
+    told: Told
     strangers: list[str] = field(default_factory=list)
     """Paths in hub/ that are no repository."""
     mended: list[str] = field(default_factory=list)
@@ -173,6 +183,8 @@ class _Walk:
                     if lacking := _without_tree(self.core, found):
                         await self.core.pools.on_disk(_write_trees, self.core, lacking)
                         await self.core.measure(repo_folder(found.repo_id))
+                if mends:
+                    self.told(begin + len(few), len(folders))
 
     def _look(
         self, walker: Walker, folders: Sequence[str], *, mends: bool
