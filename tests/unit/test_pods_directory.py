@@ -55,6 +55,11 @@ def test_the_grant_of_a_lease_proves_it_before_anybody_has_looked(daemon: Restar
     assert len(daemon.remembered) == 1, "once is enough"
 
 
+def test_what_cannot_be_looked_at_is_not_seen(daemon: Restarting, pods: Path) -> None:
+    """As in a directory that may not be searched, which root may; the kernel refuses so long a name to anybody."""
+    assert not daemon.start(pods).seen("x" * 300)
+
+
 def test_the_same_directory_is_believed_after_a_restart(daemon: Restarting, pods: Path) -> None:
     daemon.start(pods).seen("known")
     (pods / "known").rmdir()

@@ -41,12 +41,13 @@ def pods(path: Path | None, *, healthy: bool, leases: int) -> Finding:
     """Whether leases of pods can be granted, and end."""
     if path is None:
         return skipped("pods", "leases.kubelet_pods_dir is not set: no lease ends with its pod")
-    if not path.is_dir():
-        return skipped("pods", f"{path} is not there: no pod leases are granted", "in Kubernetes, mount it read-only")
     try:
         there = len(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return skipped("pods", f"{path} is not there: no pod leases are granted", "in Kubernetes, mount it read-only")
     except OSError as error:
-        return failure("pods", f"{path} cannot be listed: {error.strerror}", "mount it so that the daemon may read it")
+        mend = "mount it so that the daemon may read it; under systemd: systemd-tmpfiles --create modelcached.conf"
+        return failure("pods", f"{path} cannot be listed: {error.strerror}", mend)
     if not healthy:
         mend = "is it the kubelet's own, with mountPropagation HostToContainer? cachectl release ends leases by hand"
         return failure("pods", f"{path} shows no pod that is known to be there: {leases} pod leases do not end", mend)

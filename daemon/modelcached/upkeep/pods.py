@@ -35,7 +35,7 @@ class PodsDirectory:
             identity = self._identity(os.stat(self.path))
         except OSError:
             return False
-        if not (self.path / uid).is_dir():
+        if not os.path.isdir(self.path / uid):  # not Path's: it raises where the directory may not be searched
             return False
         self._prove(identity)
         return True
