@@ -1,0 +1,459 @@
+"""The systemd deployment on a Debian host that is really booted, by the documentation's own commands.
+
+Needs `debootstrap` and `systemd-nspawn` (Debian: debootstrap, systemd-container). Every test but the last leaves a
+daemon that serves. Invariants 1, 2, 3 and 5: whatever the service manager does to the daemon, nothing cached is lost,
+and nobody is locked out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hub import MIB, Hub, Synthetic
+from tests.system.booted import CHECKOUT, WHEELS, Host, blocks, make_host, make_wheels
+
+pytestmark = pytest.mark.timeout(240)  # the first one boots a host
+
+SERVED = "Qwen/Qwen2.5-0.5B-Instruct"
+"""As the documentation calls it."""
+WEIGHTS = "model.safetensors"
+SIZE = 16 * MIB
+LOST_BYTES = 4 * MIB
+"""What may have been in sockets when a transfer ended."""
+TOKEN = "hf_for_the_boot_test"
+
+
+@pytest.fixture(scope="session")
+def boot_hub() -> Iterator[Hub]:
+    """It outlives every test here: the host asks it from its first start on."""
+    with Hub() as hub:
+        hub.tokens.add(TOKEN)
+        publish(hub, SERVED)
+        yield hub
+
+
+def publish(hub: Hub, repo_id: str, *, xet: bool = False, **settings: Any) -> str:
+    """A model; the SHA-256 of its weights."""
+    weights = Synthetic(SIZE, int.from_bytes(hashlib.sha256(repo_id.encode()).digest()[:4], "big"))
+    repo = hub.create_repo(repo_id, **settings)
+    repo.commit({"config.json": repo_id.encode(), "tokenizer.json": b"{}", WEIGHTS: weights}, xet=xet or None)
+    return weights.sha256()
+
+
+@pytest.fixture(scope="session")
+def booted(private_mounts: None, boot_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A host on which nothing has been installed yet."""
+    root = tmp_path_factory.mktemp("host")
+    tree, wheels = root / "tree", root / "wheels"
+    tree.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g,mode=0755", "tmpfs", str(tree)], check=True)
+    try:
+        make_wheels(wheels)
+        make_host(tree)
+        with Host(tree, wheels, root / "console.log") as host:
+            yield host
+    finally:
+        subprocess.run(["umount", "--lazy", str(tree)], check=False)
+        for wheel in wheels.glob("*.whl"):
+            wheel.unlink()
+
+
+@pytest.fixture(scope="session")
+def installed(booted: Host, boot_hub: Hub) -> Host:
+    """The documentation's host, but that the Hub is ours, and the port of /metrics any that is free."""
+    booted.configure(
+        "test",
+        f"Environment=MODELCACHED_HUB__ENDPOINTS={boot_hub.endpoint}\n"
+        "Environment=MODELCACHED_METRICS__ADDRESS=127.0.0.1:0 MODELCACHED_LOG__LEVEL=debug",
+    )
+    packages, *rest = blocks("Install")[0].splitlines()
+    assert packages.startswith("apt-get"), "make_host has done that"
+    booted.script("\n".join(rest))
+    return booted
+
+
+@pytest.fixture
+def host(installed: Host, boot_hub: Hub) -> Host:
+    boot_hub.rate = None
+    boot_hub.reset_counters()
+    return installed
+
+
+def ensure(host: Host, repo_id: str, *arguments: str, **environment: str) -> dict[str, Any]:
+    """`ensure-model --json` as a user without rights; what it answers."""
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    done = host.as_nobody("env", *settings, "ensure-model", "--json", "--quiet", repo_id, *arguments)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def assert_readable(host: Host, ready: dict[str, Any], sha256: str) -> None:
+    """Any user reads what was published."""
+    done = host.as_nobody("sha256sum", f"{ready['path']}/{WEIGHTS}")
+    assert done.stdout.split()[0] == sha256
+
+
+def pid(host: Host) -> int:
+    return int(host.show("MainPID"))
+
+
+def kill(host: Host, signal: str, process: int) -> None:
+    host.run("sh", "-c", f"kill -{signal} {process}")
+
+
+@contextmanager
+def drop_in(host: Host, name: str, text: str) -> Iterator[None]:
+    """In force while it is entered."""
+    host.configure(name, text)
+    host.systemctl("restart")
+    try:
+        yield
+    finally:
+        host.configure(name, "")
+        host.systemctl("restart")
+
+
+def test_installed_as_documented_it_serves(host: Host) -> None:
+    said = host.script(blocks("Install")[1])
+    assert "Active: active (running)" in said
+    assert "/var/lib/llm-models" in said
+    assert (host.show("Type"), host.show("NotifyAccess"), host.show("User")) == ("notify", "main", "modelcached")
+    assert host.show("UnitFileState") == "enabled"
+    host.wait_until(lambda: host.show("StatusText").startswith("serving 0 models, "), 10, "the status line")
+    verified = host.run("systemd-analyze", "verify", "--man=no", "modelcached.service", "vllm@org-name.service")
+    assert verified.stderr == ""
+    assert host.run("stat", "-c", "%a %U", "/var/lib/llm-models", "/run/modelcached/cache").stdout.split() == [
+        *("755", "modelcached"),
+        *("755", "modelcached"),
+    ]
+
+
+def test_another_user_asks_for_a_model_and_reads_it(host: Host, boot_hub: Hub) -> None:
+    said = host.script(blocks("A model")[0])
+    assert SERVED in said
+    ready = ensure(host, SERVED)
+    assert_readable(host, ready, boot_hub.find_repo(SERVED).files()[WEIGHTS].etag)  # type: ignore[union-attr]
+    assert boot_hub.body_bytes(SERVED, WEIGHTS) == SIZE
+    assert host.as_nobody("touch", f"{ready['path']}/mine", check=False).returncode != 0
+    assert host.as_nobody("cachectl", "status", check=False).returncode != 0, "the admin socket is not for everybody"
+
+
+def test_the_sandbox_leaves_nothing_else_to_write_to(host: Host) -> None:
+    process = pid(host)
+    # As root with every capability, in the unit's mounts: what the mounts forbid, no user id gives back.
+    inside = ("nsenter", "--target", str(process), "--mount", "--")
+    look = ("find", "/", "(", "-path", "/proc", "-o", "-path", "/sys", ")", "-prune", "-o", "-type", "d")
+    writable = host.run(*inside, *look, "-writable", "-print", check=False).stdout.splitlines()
+    own = ("/var/lib/llm-models", "/run/modelcached", "/tmp", "/var/tmp", "/dev")
+    beyond = [path for path in writable if not any(path == place or path.startswith(f"{place}/") for place in own)]
+    assert beyond == []
+    assert {"/var/lib/llm-models", "/run/modelcached", "/tmp"} <= set(writable)
+    for path in ("/etc/passwd", "/opt/modelcached/bin/modelcached", "/proc/sys/kernel/domainname"):
+        refused = host.run(*inside, "sh", "-c", f": >> {path}", check=False)
+        assert "Read-only file system" in refused.stderr, (path, refused.stderr)
+    status = dict(line.split(":\t", 1) for line in (host.run("cat", f"/proc/{process}/status").stdout.splitlines()))
+    assert {status[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert status["Uid"].split() == [host.run("id", "-u", "modelcached").stdout.strip()] * 4
+
+
+def test_all_that_it_does_works_in_the_sandbox(host: Host, boot_hub: Hub) -> None:
+    """What a filter of system calls would forbid, it would forbid late: a Xet transfer has a process of its own, an
+    eviction renames, a scrub steps back, reading ahead looks into the page cache."""
+    sha256 = publish(boot_hub, "org/xet", xet=True)
+    ready = ensure(host, "org/xet", "--prewarm")
+    assert_readable(host, ready, sha256)
+    assert [r for r in boot_hub.requests() if r.kind == "xorb" and r.is_content], "it came by Xet"
+    host.wait_until(lambda: '"event": "prewarmed"' in host.journal(), 10, "it is read ahead")
+    host.run("cachectl", "verify", "org/xet")
+    host.run("cachectl", "release", "--model", "org/xet")
+    host.run("cachectl", "evict", "org/xet", "--yes")
+    assert "org/xet" not in {model["repo_id"] for model in host.ctl("ls")}
+    assert host.ctl("doctor"), "it finds nothing that does not work: its exit status would say so"
+    refused = [line for line in host.journal(500).splitlines() if "not permitted" in line or "Traceback" in line]
+    assert refused == []
+
+
+def test_the_status_line_tells_what_is_transferred(host: Host, boot_hub: Hub) -> None:
+    publish(boot_hub, "org/slow")
+    boot_hub.rate = 4 * MIB
+    caller = host.popen("ensure-model", "org/slow", "--quiet")
+    host.wait_until(lambda: "; downloading org/slow, " in host.show("StatusText"), 10, "what is downloaded")
+    boot_hub.rate = None
+    assert caller.wait(60) == 0
+    host.wait_until(lambda: "org/slow" not in host.show("StatusText"), 10, "that it is done")
+
+
+def assert_restarted_by_the_watchdog(host: Host, before: int, seconds: float) -> None:
+    host.wait_until(lambda: host.show("SubState") == "running" and pid(host) not in (0, before), seconds, "a new start")
+    assert int(host.show("NRestarts")) >= 1
+    said = host.run("journalctl", "--unit=modelcached", "--no-pager", "--output=cat", "--lines=200").stdout
+    assert "Watchdog timeout" in said
+    assert "Fatal Python error: Aborted" in said, "it says where it stood"
+
+
+def test_a_daemon_that_is_stopped_is_ended_by_the_watchdog_and_nothing_is_lost(host: Host, boot_hub: Hub) -> None:
+    """As shipped: 30 s."""
+    ensure(host, SERVED)
+    leases, before = len(host.ctl("leases")), pid(host)
+    boot_hub.reset_counters()
+    began = time.monotonic()
+    kill(host, "STOP", before)
+    assert_restarted_by_the_watchdog(host, before, 50)
+    assert time.monotonic() - began > 10, "it was not the signal that ended it"
+    ensure(host, SERVED)
+    assert boot_hub.body_bytes(SERVED, WEIGHTS) == 0
+    assert len(host.ctl("leases")) >= leases
+
+
+HANG = """
+import signal, time
+signal.signal(signal.SIGUSR1, lambda *_: time.sleep(3600))  # handlers run in the main thread, which is the loop's
+"""
+
+
+def test_an_event_loop_that_hangs_is_ended_by_the_watchdog_though_threads_go_on(host: Host) -> None:
+    directory = host.tree / "opt/hang"
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(HANG)
+    with drop_in(host, "hang", "Environment=PYTHONPATH=/opt/hang\nWatchdogSec=4s"):
+        before = pid(host)
+        kill(host, "USR1", before)
+        assert metrics_thread_answers(host)
+        assert_restarted_by_the_watchdog(host, before, 30)
+        assert "sitecustomize.py" in host.journal(200)
+
+
+def metrics_thread_answers(host: Host) -> bool:
+    """A thread beside the loop says that there is no such page."""
+    lines = [json.loads(line) for line in host.journal(200).splitlines() if line.startswith("{")]
+    port = [line["metrics_port"] for line in lines if line["event"] == "serving"][-1]
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/nothing", timeout=2).close()
+    except urllib.error.HTTPError as error:
+        return error.code == 404
+    return False
+
+
+def test_a_stop_in_mid_download_keeps_what_has_come(host: Host, boot_hub: Hub) -> None:
+    sha256 = publish(boot_hub, "org/stopped")
+    boot_hub.rate = 4 * MIB
+    caller = host.popen("ensure-model", "--json", "--quiet", "org/stopped")
+    assert boot_hub.wait_until(lambda: boot_hub.body_bytes("org/stopped", WEIGHTS) >= SIZE // 2)
+    began = time.monotonic()
+    host.systemctl("stop")
+    assert time.monotonic() - began < 20
+    assert host.show("Result") == "success", "it was not killed"
+    boot_hub.rate = None
+    host.systemctl("start")
+    stdout, stderr = caller.communicate(timeout=60)
+    assert caller.returncode == 0, stderr
+    assert_readable(host, json.loads(stdout), sha256)
+    assert boot_hub.body_bytes("org/stopped", WEIGHTS) <= SIZE + LOST_BYTES
+
+
+def test_who_has_mounted_the_sockets_directory_reaches_every_new_daemon(host: Host) -> None:
+    """As a pod: mounts of its own, made before, and no other way to the socket."""
+    setup = "mount --bind /run/modelcached/cache /mnt; mount -t tmpfs none /run; echo $$; exec sleep 600"
+    pod = host.popen("unshare", "--mount", "--propagation", "private", "sh", "-euc", setup)
+    assert pod.stdout is not None
+    process = pod.stdout.readline().strip()
+    assert process, pod.communicate()
+    try:
+
+        def ask() -> None:
+            host.run(
+                *("nsenter", "--target", process, "--mount", "env", "MODELCACHE_ADDRESS=unix:///mnt/cache.sock"),
+                *("ensure-model", "--quiet", "--timeout", "20s", SERVED),
+            )
+
+        ask()
+        inode = host.run("stat", "-c", "%i", "/run/modelcached/cache").stdout
+        for verbs in (("stop", "start"), ("restart",)):
+            for verb in verbs:
+                host.systemctl(verb)
+            ask()
+        kill(host, "KILL", pid(host))
+        ask()
+        assert host.run("stat", "-c", "%i", "/run/modelcached/cache").stdout == inode
+    finally:
+        kill(host, "KILL", int(process))
+        pod.communicate(timeout=10)
+
+
+POD = "0f4a3c1e-7a51-4f0e-9a34-0c7b6f5a1d2e"
+
+
+def make_pods_directory(host: Host) -> None:
+    """As the kubelet makes it, with a pod."""
+    host.run("install", "-d", "-m", "0750", "/var/lib/kubelet/pods", f"/var/lib/kubelet/pods/{POD}")
+
+
+@pytest.mark.parametrize("mode", ["0750", "0755"], ids=["closed", "closed below"])
+def test_a_pod_is_seen_though_the_kubelets_directory_is_roots(host: Host, mode: str) -> None:
+    host.run("install", "-d", "-m", mode, "/var/lib/kubelet")
+    make_pods_directory(host)
+    assert ensure(host, SERVED, POD_UID=POD)["lease_kind"] == "ttl", "it cannot be seen"
+    doctor = host.run("cachectl", "doctor", check=False)
+    assert doctor.returncode == 1, "it says so"
+    assert "systemd-tmpfiles --create" in " ".join(doctor.stdout.split())
+    host.script(blocks("Pods on this host")[0])
+    assert ensure(host, SERVED, POD_UID=POD)["lease_kind"] == "pod"
+    content = ("runuser", "-u", "modelcached", "--", "ls", f"/var/lib/kubelet/pods/{POD}")
+    assert host.run(*content, check=False).returncode != 0, "it looks no further"
+    host.run("rm", "-r", "/var/lib/kubelet/pods")
+    make_pods_directory(host)
+    host.systemctl("restart")
+    assert ensure(host, SERVED, POD_UID=POD)["lease_kind"] == "pod", "made anew, a start is enough"
+    host.run("rm", "-r", "/var/lib/kubelet")
+
+
+def test_a_pod_is_seen_though_there_are_no_access_lists_by_a_capability(host: Host) -> None:
+    text = "AmbientCapabilities=CAP_DAC_READ_SEARCH\nCapabilityBoundingSet=CAP_DAC_READ_SEARCH"
+    with drop_in(host, "capability", text):
+        make_pods_directory(host)
+        assert ensure(host, SERVED, POD_UID=POD)["lease_kind"] == "pod"
+        host.run("rm", "-r", "/var/lib/kubelet")
+
+
+VLLM = """#!/bin/sh
+echo "vllm $* with $HF_HUB_CACHE, offline $HF_HUB_OFFLINE, as $(id -un), $(cat "$MODELCACHE_PATH/config.json")"
+exec sleep 600
+"""
+
+
+def test_a_server_runs_as_a_unit_under_a_lease(host: Host) -> None:
+    program = host.tree / "opt/vllm/bin/vllm"
+    program.parent.mkdir(parents=True)
+    program.write_text(VLLM)
+    program.chmod(0o755)
+    said = host.script(blocks("A model")[1])
+    assert "Active: active (running)" in said
+    unit = host.run("systemd-escape", "--template=vllm@.service", SERVED).stdout.strip()
+
+    def logged() -> str:
+        return host.run("journalctl", f"--unit={unit}", "--output=cat", "--no-pager").stdout
+
+    line = f"vllm serve {SERVED} with /var/lib/llm-models/hub, offline 1, as "
+    host.wait_until(lambda: line in logged(), 20, "vLLM runs")
+    assert f", {SERVED}" in logged(), "it reads the model"
+    assert streams(host) == 1
+    refused = host.run(f"{CHECKOUT}/systemd/install", "--remove", check=False)
+    assert (refused.returncode, "still running: vllm@" in refused.stderr) == (1, True)
+    host.run("systemctl", "stop", unit)
+    host.wait_until(lambda: streams(host) == 0, 10, "its lease has ended")
+    assert host.run("systemctl", "is-failed", unit, check=False).stdout == "inactive\n"
+    host.run("systemctl", "start", unit)
+    host.wait_until(lambda: logged().count(line) == 2, 20, "it runs again")
+    host.systemctl("restart")
+    assert host.run("systemctl", "is-active", unit).stdout == "active\n", "it has not noticed"
+    host.run("systemctl", "stop", unit)
+
+
+def streams(host: Host) -> int:
+    return sum(lease["kind"] == "stream" for lease in host.ctl("leases"))
+
+
+def test_a_token_is_the_daemons_alone(host: Host, boot_hub: Hub) -> None:
+    publish(boot_hub, "org/gated", gated=True)
+    boot_hub.find_repo("org/gated").allow(TOKEN)  # type: ignore[union-attr]
+    assert host.run("ensure-model", "--quiet", "org/gated", check=False).returncode == 77
+    host.script(blocks("A token for the Hub")[0], {"HF_TOKEN": TOKEN})
+    ensure(host, "org/gated")
+    process = pid(host)
+    for path in ("/etc/modelcached/hub-token", "/run/credentials/modelcached.service/hub-token"):
+        assert host.run("cat", path, check=False).stdout in (TOKEN, ""), path
+        assert TOKEN not in host.as_nobody("cat", path, check=False).stdout, path
+    for told in (host.run("systemctl", "show", "modelcached").stdout, host.journal(1000)):
+        assert TOKEN not in told
+    assert TOKEN not in host.run("cat", f"/proc/{process}/environ", f"/proc/{process}/cmdline").stdout
+
+
+def test_another_cache_directory(host: Host, boot_hub: Hub) -> None:
+    try:
+        host.script(blocks("Another cache directory")[0])
+        ready = ensure(host, SERVED)
+        assert ready["path"].startswith("/data/models/hub/")
+        assert boot_hub.body_bytes(SERVED, WEIGHTS) == SIZE
+        assert_readable(host, ready, boot_hub.find_repo(SERVED).files()[WEIGHTS].etag)  # type: ignore[union-attr]
+    finally:
+        host.configure("directory", "")
+        host.systemctl("restart")
+    boot_hub.reset_counters()
+    assert ensure(host, SERVED)["path"].startswith("/var/lib/llm-models/hub/")
+    assert boot_hub.body_bytes(SERVED, WEIGHTS) == 0
+
+
+def test_settings_and_logs_as_documented(host: Host) -> None:
+    file = host.tree / "etc/modelcached/config.toml"
+    file.write_text(file.read_text().replace('# allow = ["Qwen/*", "mistralai/*"]', 'allow = ["Qwen/*"]'))
+    said = host.script(blocks("Settings")[0])
+    assert json.loads(said)["policy"]["allow"] == ["Qwen/*"]
+    host.wait_until(
+        lambda: host.run("ensure-model", "--quiet", "org/unheard-of", check=False).returncode == 77,
+        10,
+        "it is in force",
+    )
+    all_lines, warnings = (host.script(line).splitlines() for line in blocks("Logs")[0].splitlines())
+    assert any(json.loads(line)["level"] == "info" for line in all_lines if line.startswith("{"))
+    levels = {json.loads(line)["level"] for line in warnings if line.startswith("{")}
+    assert levels <= {"warning", "error", "critical"}
+    file.write_text(file.read_text().replace('allow = ["Qwen/*"]', "allow = []"))
+    host.systemctl("reload")
+
+
+@pytest.mark.parametrize("package", ["", f"{WHEELS}/modelcached-*.whl"], ids=["checkout", "wheel"])
+def test_an_upgrade_keeps_models_and_settings(host: Host, boot_hub: Hub, package: str) -> None:
+    file = host.tree / "etc/modelcached/config.toml"
+    file.write_text(file.read_text() + "# kept\n")
+    before = pid(host)
+    host.script(f"{blocks('Upgrade')[0].strip()} {package}")
+    assert pid(host) not in (0, before)
+    assert file.read_text().endswith("# kept\n")
+    ensure(host, SERVED)
+    assert boot_hub.body_bytes(SERVED, WEIGHTS) == 0
+
+
+def test_a_wrong_configuration_is_not_tried_again_and_again(host: Host) -> None:
+    host.configure("wrong", "Environment=MODELCACHED_CACHE__BUDGET=much")
+    try:
+        assert host.run("systemctl", "restart", "modelcached", check=False).returncode != 0
+        assert (host.show("ActiveState"), host.show("NRestarts")) == ("failed", "0")
+        assert "cache.budget" in host.journal()
+    finally:
+        host.configure("wrong", "")
+        host.systemctl("restart")
+
+
+def test_removal_leaves_models_and_settings_and_an_installation_finds_them(host: Host, boot_hub: Hub) -> None:
+    said = host.script(blocks("Removal")[0])
+    for left in ("/var/lib/llm-models", "/etc/modelcached", "modelcached.service.d"):
+        assert left in said
+    for gone in ("opt/modelcached", "usr/local/lib/systemd/system/modelcached.service"):
+        assert not (host.tree / gone).exists()
+    found = host.run("find", "/etc", "/usr", "/opt", "-name", "*modelcached*").stdout.splitlines()
+    assert sorted(found) == ["/etc/modelcached", "/etc/systemd/system/modelcached.service.d"]
+    assert not list((host.tree / "usr/local/bin").iterdir())
+    assert "Removed" not in host.script(blocks("Removal")[0]), "again, it does no harm"
+    host.script(blocks("Upgrade")[0])
+    ensure(host, SERVED)
+    assert boot_hub.body_bytes(SERVED, WEIGHTS) == 0
+
+
+def test_nothing_is_left_when_all_is_removed_as_documented(host: Host) -> None:
+    """The last test: it leaves no daemon."""
+    host.script("".join(blocks("Removal")))
+    for path in ("var/lib/llm-models", "etc/modelcached", "run/modelcached"):
+        assert not Path(host.tree / path).exists()
+    assert host.run("id", "modelcached", check=False).returncode != 0
