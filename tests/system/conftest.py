@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from tests.hub import Hub
 from tests.integration.conftest import hub, make_node, node
 from tests.node import Node
 from tests.node.disks import Disk, enter_private_mounts
+from tests.node.kubelet import Kubelet
+from tests.node.podman import Podman
 from tests.node.standing import SIZE, Standing
+from tests.system.images import Images
 
 __all__ = ["hub", "make_node", "node"]
 
@@ -41,3 +45,27 @@ def stand_on(private_mounts: None, hub: Hub, make_node: Callable[..., Node]) -> 
             return standing
 
         yield stand
+
+
+@pytest.fixture(scope="session")
+def podman() -> Iterator[Podman]:
+    """With a store of its own, which goes with the run."""
+    running = Podman()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def images(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """The daemon's and the client's, built once a run: a minute and a half."""
+    built = Images(podman)
+    built.build(tmp_path_factory.mktemp("images"))
+    return built
+
+
+@pytest.fixture
+def kubelet(images: Images, tmp_path: Path) -> Iterator[Kubelet]:
+    """A node with both images, and no pod."""
+    running = Kubelet(tmp_path / "node", images.podman)
+    yield running
+    running.stop()
