@@ -120,9 +120,19 @@ class LeaseKeeper:
     def release(self) -> None:
         """Gives the lease up; that it could not be is a warning, because leases end by themselves."""
         try:
-            self._client.release(self._lease_id, timeout_seconds=RELEASE_SECONDS)
+            self._release(self._client)
         except ModelCacheError as error:
             self._reporter.warn(f"lease {self._lease_id} not released, it will end by itself: {self._why(error)}")
+
+    def _release(self, client: Client) -> None:
+        try:
+            client.release(self._lease_id, timeout_seconds=RELEASE_SECONDS)
+        except ModelCacheError as error:
+            if not error.connection_lost or client is not self._client:
+                raise
+            # A connection that was lost waits before it is tried again: the daemon may be back by now.
+            with Client(client.address) as another:
+                self._release(another)
 
     def _why(self, error: ModelCacheError) -> str:
         address = self._client.address

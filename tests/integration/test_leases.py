@@ -238,6 +238,19 @@ def test_a_held_stream_survives_a_restart_under_pressure(hub: Hub, make_node: Ca
     assert node.visible("org/held") == []
 
 
+def test_a_keeper_that_ends_while_its_connection_waits_gives_its_lease_up(hub: Hub, node: Node) -> None:
+    publish(hub, "held")
+    ready = node.root / "ready"
+    keeper = node.popen("ensure-model", "--hold", "--ready-file", str(ready), "org/held")
+    node.wait_until(ready.exists, 20, "the keeper holds")
+    node.kill()
+    time.sleep(4)  # by then its tries are seconds apart
+    node.start()
+    keeper.terminate()
+    assert keeper.wait(20) == 0
+    assert leases(node) == [], "at once, not after reconnect_grace"
+
+
 def grace_is_over(node: Node, seconds: float) -> None:
     """So many turns of the lease keeper (2 s each) that a lease without a stream would have ended."""
     several_looks(node, int(seconds // 2) + 1)
