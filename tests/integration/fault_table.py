@@ -66,7 +66,7 @@ TABLE: tuple[Row, ...] = (
         1,
         1,
         _status(403, "api", error_code="GatedRepo"),
-        says=("{repo} is gated", "no token"),
+        says=("{repo} is gated", "there is no token to read it"),
     ),
     Row(
         "403: the repository is gated, says the file's address",
@@ -82,7 +82,7 @@ TABLE: tuple[Row, ...] = (
         1,
         1,
         _status(404, "api", error_code="RepoNotFound"),
-        says=("{repo} does not exist on {endpoint}", "no token may not see it"),
+        says=("{repo} does not exist on {endpoint}", "there is no token to see it"),
     ),
     Row(
         "404: no such revision",

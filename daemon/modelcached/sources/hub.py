@@ -281,11 +281,10 @@ def _refusal(  # noqa: PLR0911 - one line of the Hub's table each
     error: HfHubHTTPError, endpoint: str, repo_id: RepoId, revision: Revision, token: str | None
 ) -> CacheError | TransientError:
     status = error.response.status_code
+    lets = "the token given does not let us" if token else "there is no token to"
     who = "the token given" if token else "no token"
     if isinstance(error, GatedRepoError):
-        return CacheError(
-            Reason.GATED_REPO, f"{repo_id} is gated, and {who} may not read it", metadata={"repo_id": repo_id}
-        )
+        return CacheError(Reason.GATED_REPO, f"{repo_id} is gated, and {lets} read it", metadata={"repo_id": repo_id})
     if status == httpx2.codes.UNAUTHORIZED and token and not isinstance(error, RepositoryNotFoundError):
         return CacheError(Reason.TOKEN_REJECTED, f"{endpoint} rejects the token for {repo_id} (401)")
     if isinstance(error, RepositoryNotFoundError):
@@ -294,7 +293,7 @@ def _refusal(  # noqa: PLR0911 - one line of the Hub's table each
             return CacheError(Reason.TOKEN_REJECTED, f"{endpoint} rejects the token for {repo_id} (401)")
         return CacheError(
             Reason.REPO_NOT_FOUND,
-            f"{repo_id} does not exist on {endpoint}, or {who} may not see it",
+            f"{repo_id} does not exist on {endpoint}, or {lets} see it",
             metadata={"repo_id": repo_id},
         )
     if isinstance(error, RevisionNotFoundError):
