@@ -239,6 +239,8 @@ def _source(pod: Pod, volume: Object, objects: Sequence[Object]) -> Object:
             path.mkdir(mode=0o755, parents=True, exist_ok=True)
         assert kind != "Directory" or path.is_dir(), f"the kubelet waits for {path}"
         return {"path": str(path), "type": kind.removesuffix("OrCreate")}
+    if "image" in volume:
+        return {"path": node.podman.run("image", "mount", volume["image"]["reference"]).strip(), "type": "Directory"}
     if "persistentVolumeClaim" in volume:
         path = _claimed(node, volume["persistentVolumeClaim"]["claimName"], objects)
     elif "emptyDir" in volume:

@@ -45,7 +45,7 @@ def test_every_kustomization_is_tried() -> None:
         assert f"components/{name}" in used or f"../{name}" in used or name in OPTIONAL, name
 
 
-OPTIONAL = {"token", "monitoring"}
+OPTIONAL = {"token", "monitoring", "baked"}
 """Somebody's own kustomization adds them to an overlay; see below."""
 
 
@@ -57,14 +57,17 @@ def test_every_object_is_right_to_the_letter(path: str, release: str) -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("overlay", ["hostpath", "local-path"])
-def test_an_overlay_with_a_token_and_with_monitoring(overlay: str, release: str, tmp_path: Path) -> None:
-    objects = render_with(ROOT / "overlays" / overlay, tmp_path, "token", "monitoring")
+def test_an_overlay_with_what_is_optional(overlay: str, release: str, tmp_path: Path) -> None:
+    objects = render_with(ROOT / "overlays" / overlay, tmp_path, "token", "monitoring", "baked")
     assert_right(objects, release)
     (daemon,) = templates(objects)
     (container,) = containers(daemon)
     file = next(variable["value"] for variable in container["env"] if variable["name"] == "MODELCACHED_HUB__TOKEN_FILE")
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert file == f"{mounts['token']}/token"
+    directory = next(v["value"] for v in container["env"] if v["name"] == "MODELCACHED_SOURCES__DIRECTORIES")
+    assert directory == mounts["baked"]
+    assert daemon["spec"]["volumes"][0]["image"]["reference"] == "baked-models", "as the component's head says"
     monitor = of_kind(objects, "PodMonitor")
     assert monitor["spec"]["selector"]["matchLabels"].items() <= daemon["metadata"]["labels"].items()
     namespaced = [one for one in objects if one["kind"] not in ("Namespace", "PriorityClass")]

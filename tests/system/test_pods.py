@@ -1,12 +1,12 @@
 """Pods made from the manifests, run by podman: the daemon's own, and workloads that load what it has cached.
 
-Invariants 1 to 3 and 5, from where they matter. tests/node/kubelet.py stands for the kubelet. A model that comes from a
-directory (a baked image, nothing fetched) belongs here as soon as the daemon has such a source.
+Invariants 1 to 3 and 5, from where they matter. tests/node/kubelet.py stands for the kubelet.
 """
 
 from __future__ import annotations
 
 import json
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from tests.node import Node
 from tests.node.daemon import free_port
 from tests.node.kubelet import InitFailedError, Kubelet, Pod, cachectl, swap
 from tests.node.kustomize import ROOT, Object, containers, of_kind, render, render_with, template_of
+from tests.node.library import download
 from tests.system.images import DAEMON
 
 MODEL, WEIGHTS = "Qwen/Qwen2.5-7B-Instruct", "model.safetensors"
@@ -300,6 +301,27 @@ def test_a_gated_model_is_refused_where_kubectl_describe_shows_it(cluster: Clust
     cluster.start_daemon([*with_token, secret], name="modelcached-2")
     admitted = cluster.workload(example, "admitted", "meta/gated").start()
     assert_loaded(cluster.loaded(admitted), digest(cluster.hub, "meta/gated"))
+
+
+def test_a_model_that_an_image_brought_is_served_and_not_fetched(cluster: Cluster, tmp_path: Path) -> None:
+    """components/baked: the image's files alone, verified; the Hub is asked which commit it is, or not at all."""
+    tar = tmp_path / "models.tar"
+    home = tmp_path / "home"
+    download(cluster.hub, home, MODEL)
+    with tarfile.open(tar, "w") as archive:
+        archive.add(home / "hub", "hub")
+    cluster.kubelet.podman.import_tree(tar, "localhost/baked:1")
+    cluster.hub.reset_counters()
+    objects = render_with(ROOT / "overlays" / "hostpath", tmp_path / "baked", "baked")
+    daemonset = of_kind(objects, "DaemonSet", "modelcached")
+    template_of(daemonset)["spec"]["volumes"][0]["image"]["reference"] = "localhost/baked:1"
+    daemon = cluster.start_daemon(objects, HUB__OFFLINE="true")
+    pod = cluster.timed(
+        "workload, model from an image", cluster.workload(render(ROOT / "examples/vllm"), "baked").start
+    )
+    assert_loaded(cluster.loaded(pod), digest(cluster.hub))
+    assert cluster.hub.request_count() == 0
+    assert [(lease["kind"], lease["holder"]) for lease in cachectl(daemon, "leases")] == [("pod", "baked")]
 
 
 def test_a_model_list_is_taken_from_its_configmap_while_the_daemon_runs(cluster: Cluster) -> None:
