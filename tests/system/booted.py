@@ -51,7 +51,7 @@ def make_host(tree: Path) -> None:
     (packages,) = re.findall(r"^apt-get install -y (.+)$", blocks("Install")[0], re.MULTILINE)
     include = ",".join([*_NEEDED_TO_BOOT, *packages.split()])
     _must(["debootstrap", "--variant=minbase", f"--include={include}", RELEASE, str(tree)])
-    ignored = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__")
+    ignored = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "__pycache__")
     shutil.copytree(ROOT, tree / CHECKOUT.lstrip("/"), ignore=ignored)
 
 
