@@ -217,7 +217,9 @@ class Catalog:
             return Answer(cached, stale=True, restricted=None)
         return Answer(self._hub.tip(repo_id, revision), stale=False, restricted=False)
 
-    async def manifest(self, snapshot: SnapshotId, token: str | None, *, restricted: bool | None) -> Record:
+    async def manifest(
+        self, snapshot: SnapshotId, token: str | None, *, restricted: bool | None, local: Manifest | None = None
+    ) -> Record:
         record = await self._core.pools.on_disk(self._core.manifests.read, snapshot.repo_id, snapshot.commit)
         if record is not None:
             return record
