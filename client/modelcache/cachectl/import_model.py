@@ -40,7 +40,8 @@ def import_model(
 
     The Hub says what the model is; where it is silent, a cache of huggingface_hub's or what `hf download --local-dir`
     made says it itself. The files come from FOLDER, as the daemon sees it, and each is checked against its digest:
-    cloned where the filesystem shares blocks, else copied. With --move they are not copied where they lie on the
+    cloned where the filesystem shares blocks, else copied (a file that is the daemon's own and read-only is linked: do
+    not write it any more). With --move they are not copied where they lie on the
     cache's filesystem, and go from FOLDER when the model is whole here. Without it FOLDER stays as it is.
     """
     if profile and (include or exclude):
