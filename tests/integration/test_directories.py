@@ -266,6 +266,24 @@ def test_what_other_snapshots_need_and_what_has_another_content_stays(
     assert (repo / "refs" / "main").exists()
 
 
+def test_what_a_link_leads_to_outside_the_folder_is_not_taken_over(
+    make_node: Callable[..., Node], model: dict[str, bytes | Synthetic], tmp_path: Path
+) -> None:
+    folder = tree(tmp_path / "tree", model) / "org/model"
+    others = tmp_path / "others.safetensors"
+    (folder / "model.safetensors").rename(others)
+    (folder / "model.safetensors").symlink_to(others)
+    os.chown(others, 65534, 65534)
+    before = others.stat()
+    node = make_node().start()
+    (told,) = node.ctl("import", str(folder), "org/model", "--move", "--yes")
+    assert_served(node, model, told["path"])
+    after = others.stat()
+    assert (after.st_ino, after.st_uid, after.st_mode, after.st_nlink) == (before.st_ino, 65534, before.st_mode, 1)
+    assert Path(told["path"], "model.safetensors").stat().st_ino != before.st_ino
+    assert not (folder / "model.safetensors").is_symlink(), "the link was the folder's"
+
+
 def test_the_cache_is_not_imported_into_itself(
     hub: Hub, node: Node, model: dict[str, bytes | Synthetic], tmp_path: Path
 ) -> None:

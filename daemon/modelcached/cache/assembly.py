@@ -108,7 +108,7 @@ class Assembly:
     _ended_by: CacheError | None = None
     _resumable: dict[Digest, int] = field(default_factory=dict)
     _adopted: dict[SnapshotId, Selection] = field(default_factory=dict)
-    _local: dict[tuple[SnapshotId, Digest], str] = field(default_factory=dict)
+    _local: dict[tuple[SnapshotId, Digest], LocalOrigin] = field(default_factory=dict)
     """Files of this machine that may be what is missing."""
     _samples: list[tuple[float, int]] = field(default_factory=list)
 
@@ -348,14 +348,15 @@ class Assembly:
         if not lacking or (self.folder is None and not directories):
             return
 
-        def find() -> dict[tuple[SnapshotId, Digest], str]:
+        def find() -> dict[tuple[SnapshotId, Digest], LocalOrigin]:
             repo_id, commit = want.snapshot
             folders = [self.folder.folder] if self.folder else look(directories, repo_id, Revision(commit))
-            found = {}
+            moves, found = self.folder is not None and self.folder.moves, {}
             for digest, entry in lacking.items():
-                path = next((path for folder in folders if (path := folder.locate(entry)) is not None), None)
-                if path is not None:
-                    found[want.snapshot, digest] = path
+                for folder in folders:
+                    if (path := folder.locate(entry)) is not None:
+                        found[want.snapshot, digest] = LocalOrigin(path, moves=moves and folder.holds(path))
+                        break
             return found
 
         self._local |= await self.core.pools.on_disk(find)
@@ -502,8 +503,8 @@ class Assembly:
     def _origins(self, want: Want, entry: FileEntry) -> list[Origin]:
         here = self._local.get((want.snapshot, entry.digest))
         if self.folder is not None:
-            return [LocalOrigin(here or f"{self.folder.folder.path}/{entry.path}", self.folder.moves)]
-        local: list[Origin] = [LocalOrigin(here)] if here is not None else []
+            return [here or LocalOrigin(f"{self.folder.folder.path}/{entry.path}")]
+        local: list[Origin] = [here] if here is not None else []
         offline = self.core.config.hub.offline
         return local if offline else local + self.upstream.origins(want.snapshot, entry, self.token)
 

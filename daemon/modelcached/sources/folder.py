@@ -56,6 +56,10 @@ class Folder:
                 return name
         return None
 
+    def holds(self, path: str) -> bool:
+        """The file itself lies in here: no link leads out to what is somebody else's to give away."""
+        return os.path.realpath(path).startswith(f"{os.path.realpath(self.repo or self.path)}/")
+
     def says(self, repo_id: RepoId) -> Manifest | None:
         """What it says of its own files; None where it does not say it of a single one.
 
