@@ -55,7 +55,11 @@ def test_the_history_says_who_asked_what_was_fetched_evicted_and_refused(hub: Hu
     (ready,) = node.ensure("org/one", "--holder", "vllm-7")
     name = f"org/one@{ready['commit']}"
     node.ensure("org/one")  # a hit, which leaves none
-    assert node.run("ensure-model", "org/none").returncode == 66
+    refused = node.run("ensure-model", "org/none")
+    assert refused.returncode == 66
+    (line,) = [line for line in node.log_lines("ensured") if line["outcome"] == "error"]
+    assert line["why"] in refused.stderr, "the log has what the client said"
+    assert line["request_id"] in refused.stderr
     node.ctl("pin", "org/one")
     node.ctl("unpin", "org/one")
     for lease in node.ctl("leases"):

@@ -115,7 +115,7 @@ class Cache:
         ``source``: where they are taken from instead of upstream. Raises CacheError.
         """
         began = time.monotonic()
-        outcome, reason, message = "error", Reason.INTERNAL.value, ""
+        outcome, reason, message, why = "error", Reason.INTERNAL.value, "", ""
         try:
             ready = await self._unless_stopped(self._ensure(request, watch, pod_seen, source))
             outcomes = [model.outcome for model in ready.models]
@@ -125,19 +125,20 @@ class Cache:
             outcome, reason = "cancelled", ""
             raise
         except CacheError as error:
-            reason, message = error.reason.value, error.message
+            reason, message, why = error.reason.value, error.message, error.text
             raise
         finally:
             seconds = time.monotonic() - began
             models = tuple(f"{model.repo_id}@{model.revision}" for model in request.models)
             holder = request.lease.who
-            if (
-                source is not None and reason == Reason.DIGEST_MISMATCH.value
-            ):  # neither disk nor network: the folder lies
+            # Neither disk nor network: the folder lies.
+            if source is not None and reason == Reason.DIGEST_MISMATCH.value:
                 reason = Reason.INVALID_REQUEST.value
             self.core.observe(RequestEnded(outcome, reason, seconds, models, holder, request.request_id, message))
             level = "debug" if outcome == "hit" else "info"
-            getattr(log, level)("ensured", models=models, outcome=outcome, reason=reason, seconds=round(seconds, 3))
+            getattr(log, level)(
+                "ensured", models=models, outcome=outcome, reason=reason, why=why, seconds=round(seconds, 3)
+            )
         return ready
 
     async def _unless_stopped(self, request: Coroutine[Any, Any, Ready]) -> Ready:
