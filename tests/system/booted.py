@@ -18,7 +18,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "systemd.md"
-CHECKOUT = "/usr/src/modelcached"
+CHECKOUT = "/root/modelcached"
 WHEELS = "/wheels"
 RELEASE = "bookworm"
 _NEEDED_TO_BOOT = ("systemd", "systemd-sysv", "dbus")
