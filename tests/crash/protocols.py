@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from modelcached.cache import admission
+from modelcached.cache.leftovers import drop_leftovers
 from modelcached.config import ScrubSection
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
@@ -439,6 +439,6 @@ async def _empty(it: Machine) -> list[str]:
     await it.release()
     for snapshot in list(it.core.index.snapshots()):
         await it.cache.evict([snapshot.id], dry_run=False)
-    await admission.drop_leftovers(it.core, None, expired_only=False)
-    await admission.drop_leftovers(it.core, None, expired_only=False)
+    await drop_leftovers(it.core, None, expired_only=False)
+    await drop_leftovers(it.core, None, expired_only=False)
     return [*truth.remains(it.core.layout.cache_dir), *truth.account(it.core, await it.at_rest())]

@@ -250,6 +250,21 @@ def test_a_model_larger_than_the_budget_is_refused_before_its_first_byte(
     assert os.listdir(node.private / "partial") == []
 
 
+@pytest.mark.parametrize("size", [2 * SIZE, 4 * SIZE], ids=["no room now", "never"])
+def test_what_was_linked_for_a_refused_model_does_not_stay(hub: Hub, make_node: Callable[..., Node], size: int) -> None:
+    node = make_node(cache=budget(3)).start()
+    shared = {"config.json": b"{}", "model.safetensors": Synthetic(SIZE, 99)}
+    hub.create_repo("org/donor").commit(shared)
+    publish(hub, "leased")
+    ensure(node, "donor")
+    ensure(node, "leased")
+    hub.create_repo("org/larger").commit({**shared, "extra.safetensors": Synthetic(size, 1)})
+    assert refused(node, "larger").reason == ("NO_SPACE_NOW" if size < 3 * SIZE else "OVER_BUDGET")
+    links = node.hub_dir / "models--org--larger"  # to the donor's weights: they would keep their bytes
+    node.wait_until(lambda: not links.exists(), 5, "what was made for it to go")
+    node.assert_disk_truth()
+
+
 def test_two_that_do_not_fit_together_are_not_admitted_half_way(hub: Hub, make_node: Callable[..., Node]) -> None:
     node = make_node(cache=budget(1), transfer=PATIENT).start()
     publish(hub, "first", "second")

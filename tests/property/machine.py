@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from modelcached.cache.admission import orphans
 from modelcached.cache.assemblies import Watch
 from modelcached.cache.core import SET_ASIDE_BYTES
+from modelcached.cache.leftovers import orphans
 from modelcached.cache.requests import EnsureRequest, LeaseWish, ModelRequest, Phase, Ready
 from modelcached.config import LEAST_BUDGET_BYTES, Config
 from modelcached.errors import CacheError, Reason

@@ -7,9 +7,9 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 
-from modelcached.cache.admission import blob_bytes
 from modelcached.cache.core import Core
 from modelcached.cache.eviction import remove_if_bare
+from modelcached.cache.sizes import blob_bytes
 from modelcached.events import BytesFetched
 from modelcached.model import repo_folder
 from modelcached.store.index import Blob

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -11,44 +9,14 @@ import structlog
 
 from modelcached.cache import background, eviction
 from modelcached.cache.core import Core
+from modelcached.cache.leftovers import drop_leftovers, droppable
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.space import NOTHING, Amount, Reservation
-from modelcached.ledger.victims import Name
-from modelcached.model import Digest, FileEntry, RepoId
+from modelcached.model import Digest
 from modelcached.store.measure import Filesystem
 from modelcached.units import format_size
 
 log = structlog.get_logger()
-
-_BLOCK = 4096
-_JOURNAL_BYTES_PER_STEP = 64  # a line for each 2 MiB step, and checkpoints
-_STEP = 2 << 20
-_OWN_FILES = 16
-"""The repository's own directories, its refs and listing, the record, and each of those that is being replaced."""
-INODES_OF_FLIGHT = 2
-"""The blob and its journal."""
-QUARANTINE_SECONDS = 7 * 86400
-"""How long a bad blob is kept for whoever wants to look; less when its space is wanted."""
-_ABANDONED_SECONDS = 3600.0
-"""Nothing is being built or removed for so long: the disk once refused to let it go."""
-
-
-def blob_bytes(size_bytes: int) -> int:
-    """What a blob takes on disk while it is fetched: whole blocks, and its journal's."""
-    journal = _BLOCK + size_bytes // _STEP * _JOURNAL_BYTES_PER_STEP
-    return -(-size_bytes // _BLOCK) * _BLOCK + -(-journal // _BLOCK) * _BLOCK
-
-
-def overhead(files: int, folders: int) -> Amount:
-    """Links, directories, the record: a block and an inode each, and some for their directories' growth."""
-    return Amount((files + folders) * _BLOCK + files * 1024 + _OWN_FILES * _BLOCK, files + folders + _OWN_FILES)
-
-
-def selection_bytes(entries: list[FileEntry]) -> int:
-    """What a selection takes on disk from nothing."""
-    folders = {entry.path.rpartition("/")[0] for entry in entries}
-    unique = {entry.digest: entry.size_bytes for entry in entries}
-    return sum(map(blob_bytes, unique.values())) + overhead(len(entries), len(folders)).size_bytes
 
 
 class NoRoomError(CacheError):
@@ -101,7 +69,7 @@ async def admit(
                 if modestly:
                     raise failed or _modest_refusal(core, wanted, disk, freed, holder)
                 # Others' progress goes only where that is enough: not for what cannot be had in any way.
-                enough = (freed + await leftovers(core)).covers(shortfall)
+                enough = (freed + await droppable(core)).covers(shortfall)
                 if enough and await drop_leftovers(core, shortfall - freed, expired_only=False):
                     continue
                 raise failed or refusal(core, wanted, disk, freed, holder)
@@ -208,102 +176,3 @@ def pinned_and_leased(core: Core) -> tuple[Kept, Kept]:
             models += len(needed)
         kept.append(Kept(models, sum(inodes.values())))
     return kept[0], kept[1]
-
-
-def orphans(core: Core) -> list[tuple[RepoId, Digest]]:
-    """Finished blobs that no snapshot links to and no request holds: left by one that did not come to its end."""
-    found = []
-    for repo_id, repo in core.index.repos.items():
-        linked = frozenset[Digest]().union(*(snapshot.digests for snapshot in repo.snapshots.values()))
-        if repo.blobs.keys() <= linked:
-            continue
-        found += [(repo_id, d) for d in repo.blobs if d not in linked and not core.use.holds(Name(repo_id, d))]
-    return found
-
-
-async def leftovers(core: Core) -> Amount:
-    """At most what ``drop_leftovers`` of everything would free."""
-    partials = await core.pools.on_disk(core.partials.listed)
-    idle = [digest for digest in partials if not core.use.held(digest)]
-    allocated = await core.pools.on_disk(core.partials.allocated_bytes, idle)
-    await core.measure("quarantine")
-    blobs = [core.index.repo(repo_id).blobs[digest] for repo_id, digest in orphans(core)]
-    inodes = {blob.stamp.inode: blob.allocated_bytes for blob in blobs}
-    return Amount(
-        sum(allocated.values()) + sum(inodes.values()) + core.space.area_bytes("quarantine"),
-        INODES_OF_FLIGHT * len(idle) + len(inodes),
-    )
-
-
-async def drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bool) -> bool:
-    """Removes unfinished and orphaned blobs that nobody fetches or holds, oldest first; whether any went.
-
-    ``wanted`` None means all. ``expired_only``: only what nobody asked for within ``partial_ttl``.
-    Who is cancelled meanwhile ends behind it, not within it: what is gone must be gone from the account.
-    """
-    work = asyncio.create_task(_drop_leftovers(core, wanted, expired_only=expired_only))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work})
-        raise
-
-
-async def _drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bool) -> bool:
-    horizon = time.time() - core.config.cache.partial_ttl.total_seconds() if expired_only else float("inf")
-    given_up = time.time() - _ABANDONED_SECONDS
-    for name, path in (("trash", core.layout.trash), ("staging", core.layout.staging)):
-        if removed := await core.pools.on_disk(core.snapshots.empty, path, given_up):
-            await core.measure(name)
-            log.warning("removed what an earlier failure had left", directory=path, names=removed)
-    kept_for = time.time() - QUARANTINE_SECONDS if expired_only else float("inf")
-    if removed := await core.pools.on_disk(core.snapshots.empty, core.layout.quarantine, kept_for):
-        await core.measure("quarantine")
-        log.info("emptied quarantine", names=removed)
-        if not expired_only:
-            return True
-    partials = await core.pools.on_disk(core.partials.listed)
-    idle = sorted((at, digest) for digest, at in partials.items() if at < horizon)
-    dropped = 0
-    before = core.space.used_bytes
-
-    def enough() -> bool:
-        freed = before - core.space.used_bytes
-        return wanted is not None and Amount(freed, INODES_OF_FLIGHT * dropped).covers(wanted)
-
-    for _, digest in idle:
-        if enough():
-            break
-        if core.use.held(digest):  # asked again: a request has come since the list was made
-            continue
-        await core.pools.on_disk(core.partials.remove, digest)
-        await core.measure("partial")
-        dropped += 1
-        log.info("removed unfinished blob", digest=digest.hex)
-    for repo_id, digest in orphans(core):
-        if enough():
-            break
-        if not await drop_orphan(core, repo_id, digest, horizon):
-            continue
-        dropped += 1
-        await eviction.remove_if_bare(core, repo_id)
-        log.info("removed blob that no snapshot links to", repo_id=repo_id, digest=digest.hex)
-    return dropped > 0
-
-
-async def drop_orphan(core: Core, repo_id: RepoId, digest: Digest, horizon: float) -> bool:
-    """Whether it went. Whoever asks for it from now on waits until it has, or finds it."""
-    async with core.taking_from(repo_id):
-        blob = core.index.blob(repo_id, digest)
-        if blob is None or blob.stamp.mtime_ns / 1e9 >= horizon or (repo_id, digest) not in orphans(core):
-            return False
-        core.index.drop_link(repo_id, digest)
-        try:
-            await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
-        except (OSError, CacheError) as error:
-            core.index.add_link(repo_id, digest, blob)
-            log.warning("cannot remove a blob that no snapshot links to", digest=digest.hex, why=str(error))
-            return False
-        finally:
-            await core.measure_after(repo_id)
-    return True

@@ -17,24 +17,17 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from modelcached.cache.admission import (
-    INODES_OF_FLIGHT,
-    NoRoomError,
-    admit,
-    blob_bytes,
-    check_ever_fits,
-    overhead,
-    selection_bytes,
-)
+from modelcached.cache.admission import NoRoomError, admit, check_ever_fits
 from modelcached.cache.callers import Caller
 from modelcached.cache.core import Core
-from modelcached.cache.eviction import remove_if_bare
 from modelcached.cache.importing import Import
+from modelcached.cache.leftovers import drop_in_vain
 from modelcached.cache.linking import link
 from modelcached.cache.planning import to_reserve
 from modelcached.cache.publication import publish
 from modelcached.cache.requests import FileProgress, Phase, Progress
 from modelcached.cache.rescue import make_room
+from modelcached.cache.sizes import INODES_OF_FLIGHT, blob_bytes, overhead, selection_bytes
 from modelcached.cache.turns import PASSING_BYTES, Turn
 from modelcached.cache.verification import verify_found
 from modelcached.cache.want import Want, missing, names_of
@@ -237,10 +230,10 @@ class Assembly:
         except asyncio.CancelledError:
             if self._ended_by is None:
                 raise
+            await drop_in_vain(self.core, names_of(self.wants))  # unless somebody waits, who does that
             raise self._ended_by from None
         except CacheError:
-            for repo_id in {want.snapshot.repo_id for want in self.wants}:  # unless somebody waits, who does that
-                await remove_if_bare(self.core, repo_id)
+            await drop_in_vain(self.core, names_of(self.wants))
             raise
 
     def end(self, why: CacheError) -> bool:

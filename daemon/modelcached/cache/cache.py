@@ -6,14 +6,14 @@ assemblies.py    one running assembly for each set of files; assembly.py makes i
 verification.py  what is on the disk is believed once it was hashed
 linking.py       what another repository has
 turns.py         its turn to download
-admission.py     space for it, as planning.py reckons it; eviction.py takes others off the disk
+admission.py     space for it (sizes.py), as planning.py reckons it; eviction.py takes others off the disk
 publication.py   showing it
 background.py    what may be had for a model that nobody waits for
 leasing.py       the proof of use that goes with the answer
 prewarm.py       reading ahead what was asked for, when the answer has left
 scrub.py         reading again what lies there; audit.py does when an operator says so
 importing.py     a model that lies in another folder already
-garbage.py       what lies there and is no model
+leftovers.py     what a request leaves that did not come to its end; garbage.py shows it, and all else that is no model
 pacer.py         how fast space is given back that nobody waits for
 shelf.py         looking, for lists and for people
 
@@ -41,6 +41,7 @@ from modelcached.cache.audit import Audit
 from modelcached.cache.core import Core
 from modelcached.cache.importing import Import, Removed, check_elsewhere, remove_taken
 from modelcached.cache.leasing import Leasing
+from modelcached.cache.leftovers import drop_in_vain
 from modelcached.cache.looking import Looking
 from modelcached.cache.planning import plan
 from modelcached.cache.prewarm import Prewarmer
@@ -177,13 +178,12 @@ class Cache:
 
     @asynccontextmanager
     async def _holding(self, wants: Sequence[Want]) -> AsyncIterator[None]:
-        """Nothing of it goes meanwhile. Where it comes to nothing, no empty directory is left of it."""
+        """Nothing of it goes meanwhile. Where it comes to nothing, no link and no empty directory is left of it."""
         try:
             with self.core.use.hold([want.snapshot for want in wants], names_of(wants)):
                 yield
         except CacheError:
-            for repo_id in {want.snapshot.repo_id for want in wants}:
-                await eviction.remove_if_bare(self.core, repo_id)
+            await drop_in_vain(self.core, names_of(wants))
             raise
 
     async def _make_whole(

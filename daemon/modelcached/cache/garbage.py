@@ -9,8 +9,8 @@ from collections.abc import Collection
 import structlog
 
 from modelcached.cache import eviction
-from modelcached.cache.admission import drop_orphan, orphans
 from modelcached.cache.core import Core
+from modelcached.cache.leftovers import drop_orphan, orphans
 from modelcached.cache.requests import Garbage, GarbageKind
 from modelcached.model import Digest, RepoId
 from modelcached.store.measure import bytes_of_name, measure

@@ -9,8 +9,8 @@ from __future__ import annotations
 import structlog
 
 from modelcached.cache import eviction
-from modelcached.cache.admission import drop_leftovers
 from modelcached.cache.core import SET_ASIDE_INODES, Core
+from modelcached.cache.leftovers import drop_leftovers
 from modelcached.ledger.space import Amount
 
 log = structlog.get_logger()

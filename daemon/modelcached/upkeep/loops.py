@@ -10,9 +10,9 @@ from dataclasses import replace
 import structlog
 
 from modelcached.cache import Cache, Core
-from modelcached.cache.admission import drop_leftovers
 from modelcached.cache.core import PODS_DIRECTORY
 from modelcached.cache.eviction import condemn, plan
+from modelcached.cache.leftovers import drop_leftovers
 from modelcached.cache.requests import Transfer
 from modelcached.events import Observer, UpkeepRan
 from modelcached.ledger.leases import LeaseKind, PodWitness
