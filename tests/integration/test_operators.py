@@ -368,7 +368,13 @@ def test_eviction_by_rule_takes_what_would_go_first_and_no_more(hub: Hub, node: 
     assert planned("--older-than", "1ms") == ["org/two", "org/three", "org/four"]
     free = node.ctl("status")["filesystem_free_bytes"]
     assert planned("--until-free", "1MB") == []
-    assert planned("--until-free", f"{free + 100 * SIZE}B") == ["org/two", "org/three", "org/four"]
+    beyond = node.run("cachectl", "--json", "evict", "--until-free", f"{free + 100 * SIZE}B", "--dry-run")
+    assert beyond.returncode == 75
+    told = json.loads(beyond.stdout)
+    assert [model["repo_id"] for model in told["models"]] == ["org/two", "org/three", "org/four"]
+    assert 96 * SIZE < told["bytes_short"] < 98 * SIZE
+    said = node.run("cachectl", "evict", "--until-free", f"{free + 100 * SIZE}B", "--dry-run")
+    assert "free cannot be had" in said.stdout
     nothing = node.run("cachectl", "evict", "--older-than", "1h", "--yes")
     assert (nothing.returncode, nothing.stdout) == (0, "")
     before = node.du()

@@ -18,6 +18,8 @@ from modelcache.v1 import admin_pb2, common_pb2
 
 DECLINED = 1
 """Somebody at a terminal said no."""
+SHORT = 75
+"""EX_TEMPFAIL, as of a plan: something in use would have to end first."""
 
 
 @click.command("evict", epilog="Example: cachectl evict --older-than 7d --until-free 200GB --dry-run")
@@ -42,7 +44,8 @@ def evict(
     """Remove models that nothing uses. Without a revision, every commit of the repository.
 
     Instead of models, --older-than and --until-free (which narrow each other) or --all-unpinned say which; what goes
-    is what would go first by itself.
+    is what would go first by itself. Exits 75 where --until-free wants more than
+    all of that frees; what can go still does.
     """
     rule = _rule(older_than, until_free, all_unpinned=all_unpinned)
     if bool(models) == (rule is not None):
@@ -50,11 +53,10 @@ def evict(
     planned = session.admin.evict(models, dry_run=True, rule=rule)
     if dry_run and session.json:
         session.print_json(eviction_row(planned, dry_run=True))
-        return 0
     if not session.json:
-        _show_plan(session.out if dry_run else session.err, planned)
+        _show_plan(session.out if dry_run else session.err, planned, until_free or 0)
     if dry_run:
-        return 0
+        return SHORT if planned.bytes_short else 0
     if not planned.models:
         gone = planned
     elif not yes and not agreed(f"evict {len(planned.models)} and free {format_size(planned.bytes_freed)}?"):
@@ -64,13 +66,14 @@ def evict(
         # What was shown is what goes, by its commits: a rule might mean others by now.
         shown = [reference(model.repo_id, model.commit) for model in planned.models]
         gone = session.admin.evict(shown, dry_run=False)
+        gone.bytes_short = planned.bytes_short
     if session.json:
         session.print_json(eviction_row(gone, dry_run=False))
     else:
         for model in gone.models:
             click.echo(f"{printable(model.repo_id)}@{printable(model.commit)}")
         session.say(f"freed {format_size(gone.bytes_freed)}")
-    return 0
+    return SHORT if planned.bytes_short else 0
 
 
 def _rule(older_than: timedelta | None, until_free: int | None, *, all_unpinned: bool) -> admin_pb2.EvictionRule | None:
@@ -85,15 +88,22 @@ def _rule(older_than: timedelta | None, until_free: int | None, *, all_unpinned:
     return rule
 
 
-def _show_plan(console: Console, planned: admin_pb2.EvictModelsResponse) -> None:
+def _show_plan(console: Console, planned: admin_pb2.EvictModelsResponse, until_free: int) -> None:
+    lacking = (
+        f"[yellow]{format_size(until_free)} free cannot be had: {format_size(planned.bytes_short)} short[/]; "
+        "what is pinned, leased, in use or too young stays (cachectl show MODEL says why)"
+    )
     if not planned.models:
-        console.print("nothing that may go is like that")
+        reached = "so much is free already" if until_free else "nothing that may go is like that"
+        console.print(lacking if planned.bytes_short else reached)
         return
     table = new_table("MODEL", "COMMIT", "FREES", right=("FREES",))
     for model in planned.models:
         table.add_row(Text(printable(model.repo_id)), short(model.commit), format_size(model.bytes_freed))
     console.print(table)
     console.print(f"evicting {len(planned.models)} frees {format_size(planned.bytes_freed)}")
+    if planned.bytes_short:
+        console.print(lacking)
 
 
 def agreed(question: str, instead: str = ", or --dry-run to only look") -> bool:

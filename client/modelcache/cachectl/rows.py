@@ -130,6 +130,7 @@ def eviction_row(response: admin_pb2.EvictModelsResponse, *, dry_run: bool) -> R
             for model in response.models
         ],
         "bytes_freed": response.bytes_freed,
+        "bytes_short": response.bytes_short,
     }
 
 

@@ -575,8 +575,11 @@ class EvictModelsResponse(_message.Message):
 
     MODELS_FIELD_NUMBER: _builtins.int
     BYTES_FREED_FIELD_NUMBER: _builtins.int
+    BYTES_SHORT_FIELD_NUMBER: _builtins.int
     bytes_freed: _builtins.int
     """What `du` loses."""
+    bytes_short: _builtins.int
+    """Of a rule with until_free_bytes: what is lacking even without these."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvictedModel]: ...
     def __init__(
@@ -584,10 +587,11 @@ class EvictModelsResponse(_message.Message):
         *,
         models: _abc.Iterable[Global___EvictedModel] | None = ...,
         bytes_freed: _builtins.int = ...,
+        bytes_short: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_freed", b"bytes_freed", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_freed", b"bytes_freed", "bytes_short", b"bytes_short", "models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -120,20 +120,23 @@ class Shelf:
                     shared[digest] = (*shared.get(digest, ()), other.id)
         return shared
 
-    async def by_rule(self, rule: EvictionRule) -> list[SnapshotId]:
-        """What an operator's rule means: of what nothing keeps, in the order in which it would go by itself."""
+    async def by_rule(self, rule: EvictionRule) -> tuple[list[SnapshotId], int]:
+        """What an operator's rule means: of what nothing keeps, in the order in which it would go by itself.
+
+        And how many bytes would still lack of what shall be free.
+        """
         core, now = self._core, self._core.clock.wall()
         meant = list(eviction.evictable(core))
         if rule.older_than is not None:
             horizon = now - rule.older_than.total_seconds()
             meant = [s for s in meant if (used := core.use.usage.get(s.id)) is None or used.used_at <= horizon]
         if rule.until_free_bytes is None:
-            return [snapshot.id for snapshot in meant]
+            return [snapshot.id for snapshot in meant], 0
         lacking = rule.until_free_bytes - (await core.filesystem()).free_bytes
         if lacking <= 0:
-            return []
-        victims, _ = eviction.plan(core, Amount(lacking), meant)
-        return [victim.id for victim in victims]
+            return [], 0
+        victims, freed = eviction.plan(core, Amount(lacking), meant)
+        return [victim.id for victim in victims], max(0, lacking - freed.size_bytes)
 
     async def all(self) -> list[CachedModel]:
         """Every snapshot, as it is listed; in steps, for there may be thousands."""

@@ -75,11 +75,13 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """See the contract."""
         del context
         snapshots: dict[SnapshotId, None] = {}
+        short = 0
         by_rule = request.HasField("rule")
         if by_rule and request.models:
             raise CacheError(Reason.INVALID_REQUEST, "the request names models and a rule: one or the other")
         if by_rule:
-            snapshots = dict.fromkeys(await self._cache.shelf.by_rule(operators.eviction_rule(request.rule)))
+            meant, short = await self._cache.shelf.by_rule(operators.eviction_rule(request.rule))
+            snapshots = dict.fromkeys(meant)
         snapshots |= self._named(request.models)
         if not snapshots and not by_rule:
             raise CacheError(Reason.INVALID_REQUEST, "the request names no model")
@@ -87,6 +89,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return admin_pb2.EvictModelsResponse(
             models=map(operators.evicted_message, evicted),
             bytes_freed=sum(e.freed_bytes for e in evicted),
+            bytes_short=short,
         )
 
     def _named(self, models: Iterable[common_pb2.ModelReference]) -> dict[SnapshotId, None]:
