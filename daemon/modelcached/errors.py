@@ -39,6 +39,8 @@ class CacheError(Exception):
         if mend:  # else a client would add the table's
             self.metadata["mend"] = mend
         self.retry_delay = retry_delay
+        self.is_logged = False
+        """It stands in the log by now, with what it was about."""
 
     @property
     def entry(self) -> Entry:

@@ -95,6 +95,19 @@ def test_the_command_says_so_and_exits_64(guarded: Node, repo_id: str) -> None:
     assert done.returncode == 64
     assert "is not a repository id" in done.stderr
     assert CONTROL.search(done.stderr) is None
+    (line,) = guarded.log_lines("refused")
+    assert (line["call"], line["reason"]) == ("EnsureModel", "INVALID_REPO_ID")
+    assert line["why"] in done.stderr
+    assert line["request_id"]
+
+
+def test_a_refusal_stands_in_the_log_once(hub: Hub, guarded: Node) -> None:
+    assert guarded.run("ensure-model", "org/nowhere").returncode == 66
+    assert guarded.run("cachectl", "pin", "org/nowhere").returncode == 66
+    (line,) = guarded.log_lines("refused")
+    assert (line["call"], line["reason"]) == ("PinModel", "MODEL_NOT_CACHED")
+    (line,) = guarded.log_lines("ensured")
+    assert line["reason"] == "REPO_NOT_FOUND"
 
 
 def test_operators_are_held_to_the_same_rules(guarded: Node) -> None:

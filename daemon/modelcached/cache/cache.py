@@ -127,6 +127,7 @@ class Cache:
             raise
         except CacheError as error:
             reason, message, why = error.reason.value, error.message, error.text
+            error.is_logged = True
             raise
         finally:
             seconds = time.monotonic() - began

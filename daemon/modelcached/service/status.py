@@ -17,6 +17,7 @@ from modelcache.reasons import DOMAIN
 from modelcache.v1 import common_pb2
 
 from modelcached.errors import CacheError, Reason
+from modelcached.model import shown
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -70,6 +71,9 @@ def unary(
             # ExecuteBatchError: what was being sent when its caller went. A call that is over has no status any more.
             raise asyncio.CancelledError from None
         except Exception as error:  # noqa: BLE001 - the edge of the daemon
+            if isinstance(error, CacheError) and not error.is_logged and error.reason is not Reason.OVERLOADED:
+                asked = {"request_id": shown(request.request_id)} if getattr(request, "request_id", "") else {}
+                log.info("refused", call=method.__name__, reason=error.reason.value, why=error.text, **asked)
             await abort(context, error)
 
     return call
