@@ -62,6 +62,7 @@ STATUS = admin_pb2.CacheStatus(
     reserved_inodes=40,
     min_free_bytes=200_000_000_000,
     min_free_inodes=3_663_298,
+    room_bytes=256_600_000_000,
     models=14,
     pinned_models=1,
     leased_models=1,

@@ -118,7 +118,7 @@ def explain_unreachable(address: str, told: str) -> str:
         return next((why for words, why in _TOLD_OF_HOSTS.items() if words in told.lower()), "it does not answer")
     directory = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(directory):
-        return f"its directory {directory} does not exist: is it mounted here?"
+        return f"its directory {directory} does not exist: is the daemon installed, and mounted where this runs?"
     error = _connect(path)
     if error is None:
         return "somebody listens there, but the connection broke"

@@ -1,7 +1,7 @@
 r"""All that ensure-model says on stderr: progress, waits, warnings, its last word.
 
 A bar on a terminal; elsewhere a line at each change of phase and every five
-seconds, because `\r` under CRI logs is unreadable. A timer of the kernel
+seconds, after a minute of the same every thirty, because `\r` under CRI logs is unreadable. A timer of the kernel
 makes the line come when the daemon is silent, too; no thread is needed.
 """
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from modelcache.v1 import cache_pb2
 
 LINE_EVERY_SECONDS = 5.0
+LATER_LINE_EVERY_SECONDS = 30.0
+LATER_SECONDS = 60.0
+"""After so long of the same, a line says little that the one before did not."""
 BAR_EVERY_SECONDS = 0.1
 SILENCE_SECONDS = 15.0
 """A daemon that says nothing for so long is mentioned; it sends progress about every second."""
@@ -42,7 +45,7 @@ class Reporter:
         self._busy = False
         self._current: cache_pb2.Progress | None = None
         self._waiting_for = ""
-        self._heard = self._said = clock()
+        self._heard = self._said = self._began = clock()
 
     @property
     def doing(self) -> str:
@@ -75,16 +78,16 @@ class Reporter:
         """News from the daemon: shown at once when the phase changed, else when it is time."""
         changed = self._current is None or self._waiting_for or self._current.phase != progress.phase
         self._current, self._waiting_for, self._heard = progress, "", self._clock()
-        self._show(now=bool(changed))
+        self._show(changed=bool(changed))
 
     def waiting(self, reason: str) -> None:
-        """There is no daemon to talk to: said at once when the reason is new, else every five seconds."""
+        """There is no daemon to talk to: said at once when the reason is new, else when it is time."""
         changed, self._waiting_for = reason != self._waiting_for, reason
-        self._show(now=changed)
+        self._show(changed=changed)
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
-        """Within it a line comes every five seconds even if nothing happens. For the main thread."""
+        """Within it a line comes when it is time even if nothing happens. For the main thread."""
         previous = signal.signal(signal.SIGALRM, self._tick)
         signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
         try:
@@ -97,17 +100,20 @@ class Reporter:
     def _tick(self, _signum: int, _frame: FrameType | None) -> None:
         # The handler may have interrupted a line that is being written.
         if not self._busy:
-            self._show(now=False)
+            self._show(changed=False)
 
-    def _show(self, *, now: bool) -> None:
-        since = self._clock() - self._said
+    def _show(self, *, changed: bool) -> None:
+        now = self._clock()
+        since = now - self._said
+        if changed:
+            self._began = now
         if self._quiet:
             return
         if self._terminal and not self._waiting_for and self._current is not None:
-            if now or since >= BAR_EVERY_SECONDS:
+            if changed or since >= BAR_EVERY_SECONDS:
                 self._draw(self._current)
-        elif now or since >= LINE_EVERY_SECONDS:
-            silence = self._clock() - self._heard
+        elif changed or since >= lines_every(now - self._began):
+            silence = now - self._heard
             unheard = f", no word from the daemon for {format_duration_seconds(silence)}"
             waiting = "" if self._current and not self._waiting_for else "waiting for "
             self._line(waiting + self.doing + (unheard if silence >= SILENCE_SECONDS and not self._waiting_for else ""))
@@ -138,6 +144,11 @@ class Reporter:
                 os.write(_STDERR, text.encode())
         finally:
             self._busy = False
+
+
+def lines_every(same_for: float) -> float:
+    """Seconds between two lines when nothing but numbers has changed for so long."""
+    return LINE_EVERY_SECONDS if same_for < LATER_SECONDS else LATER_LINE_EVERY_SECONDS
 
 
 def format_duration_seconds(seconds: float) -> str:

@@ -7,10 +7,11 @@ values are errors that name the key.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
+from modelcached.model import shown
 from modelcached.units import MIB, format_size, parse_duration, parse_size
 
 DEFAULT_CONFIG_FILE = Path("/etc/modelcached/config.toml")
@@ -425,8 +427,49 @@ def _check_environment_names() -> list[str]:
         for key in field.annotation.model_fields  # type: ignore[union-attr]
     }
     return [
-        f"{name}: no such setting" for name in os.environ if name.startswith(ENV_PREFIX) and name.upper() not in known
+        f"{name}: no such setting{_meant(name.upper(), known)}"
+        for name in os.environ
+        if name.startswith(ENV_PREFIX) and name.upper() not in known
     ]
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean hub.endpoints?"``, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.75)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _near_names(location: Sequence[object]) -> str:
+    """As ``_meant``, for a section or for a key; a key may stand in the wrong section."""
+    sections = {name: field.annotation.model_fields for name, field in Config.model_fields.items()}  # type: ignore[union-attr]
+    section, key = str(location[0]), str(location[-1])
+    if len(location) == 1:
+        if near := _meant(section, sections):
+            return near
+    elif near := _meant(f"{section}.{key}", [f"{section}.{own}" for own in sections[section]]):
+        return near
+    elsewhere = [f"{name}.{key}" for name, keys in sections.items() if key in keys]
+    return f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+
+
+def _origin(location: Sequence[object], path: Path, *layers: tuple[str, Mapping[str, Any]]) -> str:
+    """Where the value comes from, for it may be another than one looks at: ``"FILE: "``; nothing for the default."""
+    for name, layer in reversed(layers):
+        held: Any = layer
+        for part in location[:2]:
+            held = held.get(part) if isinstance(held, Mapping) else None
+        if held is not None:
+            return f"{name or path}: "
+    return ""
+
+
+def _unreadable(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
+    """With the line itself; a size or a duration without its quotes is what usually is wrong."""
+    found = re.search(r"line (\d+)", str(error))
+    lines = text.splitlines()
+    at = int(found[1]) if found else len(lines)
+    line = shown(lines[at - 1].strip()) if 0 < at <= len(lines) else ""
+    return ConfigError(f'{path}: {error}: {line}; text needs quotes, such as budget = "500GB"')
 
 
 def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -447,26 +490,32 @@ def load(file: Path | None, flags: Mapping[str, Mapping[str, Any]] | None = None
 
     Raises ConfigError with a line for each thing that is wrong.
     """
-    from_file: dict[str, Any] = {}
     path = file or DEFAULT_CONFIG_FILE
+    text = ""
     try:
-        from_file = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        from_file = tomllib.loads(text)
     except FileNotFoundError as error:
         if file is not None:
             raise ConfigError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        from_file = {}
+    except tomllib.TOMLDecodeError as error:
+        raise _unreadable(path, text, error) from error
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    environment = _Environment(Config, env_prefix=ENV_PREFIX, env_nested_delimiter="__", case_sensitive=False)
+    environment = _Environment(Config, env_prefix=ENV_PREFIX, env_nested_delimiter="__", case_sensitive=False)()
+    layers = (("", from_file), ("the environment", environment), ("the command line", flags or {}))
     problems = _check_environment_names()
     try:
-        config = Config(**_merged(from_file, environment(), flags or {}))
+        config = Config(**_merged(*(layer for _, layer in layers)))
     except ValidationError as error:
         for item in error.errors():
             name = ".".join(str(part) for part in item["loc"]) or "settings"
+            origin = _origin(item["loc"], path, *layers)
             if item["type"] == "extra_forbidden":
-                problems.append(f"{name}: no such setting")
+                problems.append(f"{origin}{name}: no such setting{_near_names(item['loc'])}")
             else:
-                problems.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
+                problems.append(f"{origin}{name}: {item['msg'].removeprefix('Value error, ')}")
         raise ConfigError("\n".join(problems)) from error
     if problems:
         raise ConfigError("\n".join(problems))

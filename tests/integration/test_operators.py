@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
-import struct
-import subprocess
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +17,9 @@ from modelcache.v1 import admin_pb2
 from tests.hub import MIB, Hub, Synthetic
 from tests.hub.models import tiny_llama
 from tests.integration.test_scrub import LATER, Model, rot
-from tests.node.daemon import BIN, Node, reference
+from tests.node.daemon import Node, reference
 from tests.node.library import fill
+from tests.node.terminal import Terminal
 
 SIZE = 8 * MIB
 
@@ -445,6 +440,56 @@ def test_top_shows_status_again_and_again(hub: Hub, node: Node) -> None:
     assert "\x1b" not in plain.stdout
 
 
+def test_top_on_a_terminal_waits_for_a_restart(hub: Hub, node: Node) -> None:
+    with Terminal(node, "top", "--interval", "100ms") as screen:
+        screen.until("models    0")
+        node.terminate()
+        screen.until("no daemon answers, for ")
+        node.start()
+        publish(hub, "one")
+        node.ensure("org/one")
+        screen.until("models    1")
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.process.wait(10) == 130
+
+
+def test_top_elsewhere_shows_each_look_and_ends_with_the_daemon(node: Node) -> None:
+    running = node.popen("cachectl", "top", "--interval", "100ms")
+    assert running.stdout is not None
+    looks = 0
+    while looks < 3:
+        looks += running.stdout.readline().startswith("cache ")
+    node.kill()
+    assert running.wait(10) == 69
+
+
+def test_a_cache_over_its_budget_says_so_until_it_is_not(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node(cache={"budget": "100MB"}).start()
+    publish(hub, "one", "two")
+    for name in ("one", "two"):
+        node.ensure(f"org/{name}")
+        node.ctl("pin", f"org/{name}")
+    node.settings["cache"]["budget"] = "10MB"
+    node.write_config()
+    node.wait_until(lambda: any("cache.budget is 10.0 MB" in why for why in node.status().degraded), 15, "degraded")
+    assert "room      none" in node.run("cachectl", "status").stdout
+    node.settings["cache"]["budget"] = "100MB"
+    node.write_config()
+    node.wait_until(lambda: not node.status().degraded, 15, "all well")
+
+
+def test_a_refused_eviction_names_the_commands_that_make_it_possible(hub: Hub, node: Node) -> None:
+    publish(hub, "one")
+    node.ensure("org/one")
+    node.ctl("pin", "org/one")
+    done = node.run("cachectl", "evict", "org/one", "--yes")
+    assert done.returncode == 75
+    for command in ("cachectl release --model org/one", "cachectl unpin org/one@main"):
+        assert command in done.stderr
+        assert node.run(*command.split()).returncode == 0
+    assert node.run("cachectl", "evict", "org/one", "--yes").returncode == 0
+
+
 def test_what_names_no_kind_of_ours_is_refused(node: Node) -> None:
     with node.admin() as admin:
         stub = admin._stub
@@ -525,23 +570,10 @@ def test_a_target_that_takes_nothing_is_named(hub: Hub, calm: Node) -> None:
 
 def on_terminal(node: Node, *arguments: str, columns: int = 80) -> str:
     """What cachectl shows there, escapes and all; it must succeed."""
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    shown = bytearray()
-    with subprocess.Popen(
-        [str(BIN / "cachectl"), *arguments],
-        stdin=its,
-        stdout=its,
-        stderr=its,
-        env={**node.client_environment, "TERM": "xterm-256color"},
-    ) as running:
-        os.close(its)
-        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
-            while piece := os.read(ours, 65536):
-                shown += piece
-        os.close(ours)
-        assert running.wait(30) == 0, shown.decode()
-    return shown.decode()
+    with Terminal(node, *arguments, columns=columns) as screen:
+        shown = screen.to_the_end()
+        assert screen.process.wait(30) == 0, shown
+    return shown
 
 
 def test_pull_shows_a_bar_for_each_file_and_leaves_none(hub: Hub, make_node: Callable[..., Node]) -> None:

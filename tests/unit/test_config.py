@@ -196,22 +196,25 @@ def test_the_environment_says_the_same_as_the_file(tmp_path: Path, monkeypatch: 
 def test_a_bad_value_is_an_error_that_names_its_key(tmp_path: Path, key: str, value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(written(tmp_path, key, value))
-    assert str(caught.value).startswith(key)
+    assert str(caught.value).startswith(f"{tmp_path}/config.toml: {key}")
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_bad_value_in_the_environment_names_its_key_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELCACHED_TRANSFER__CONNECTIONS", "many")
-    with pytest.raises(ConfigError, match=r"^transfer\.connections: "):
+    with pytest.raises(ConfigError, match=r"^the environment: transfer\.connections: "):
         load(None)
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("[cache]\nbudgets = '1GB'", "cache.budgets: no such setting"),
-        ("[cachee]\nbudget = '1GB'", "cachee: no such setting"),
-        ("budget = '1GB'", "budget: no such setting"),
+        ("[cache]\nbudgets = '1GB'", "cache.budgets: no such setting; did you mean cache.budget?"),
+        ("[cachee]\nbudget = '1GB'", "cachee: no such setting; did you mean cache?"),
+        ("budget = '1GB'", "budget: no such setting; did you mean cache.budget?"),
+        ("[transfer]\nendpoints = []", "transfer.endpoints: no such setting; did you mean hub.endpoints?"),
+        ("[cache]\nzeal = 1", "cache.zeal: no such setting"),
+        ("[hub]\nendpont = 1", "hub.endpont: no such setting; did you mean hub.endpoints?"),
     ],
 )
 def test_an_unknown_key_is_an_error_that_names_it(tmp_path: Path, text: str, named: str) -> None:
@@ -219,13 +222,27 @@ def test_an_unknown_key_is_an_error_that_names_it(tmp_path: Path, text: str, nam
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load(file)
-    assert str(caught.value) == named
+    assert str(caught.value) == f"{file}: {named}"
 
 
 def test_an_unknown_name_in_the_environment_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELCACHED_CACHE__BUDGETS", "1GB")
-    with pytest.raises(ConfigError, match=r"^MODELCACHED_CACHE__BUDGETS: no such setting$"):
+    with pytest.raises(ConfigError, match=r"^MODELCACHED_CACHE__BUDGETS: no such setting; did you mean .*_BUDGET\?$"):
         load(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("[cache]\nbudget = 500GB\n", "budget = 500GB"), ("[cache\n", "[cache"), ("[cache]\ndir = 'x", "dir = 'x")],
+)
+def test_what_is_no_toml_is_told_with_its_line(tmp_path: Path, text: str, line: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert f": {line}; text needs quotes" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +251,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     file.write_text("[cache]\nbudget = 'x'\nmin_free = 'y'\n[log]\nlevel = 'z'\n")
     with pytest.raises(ConfigError) as caught:
         load(file)
-    starts = [line.partition(":")[0] for line in str(caught.value).splitlines()]
+    starts = [line.removeprefix(f"{file}: ").partition(":")[0] for line in str(caught.value).splitlines()]
     assert sorted(starts) == ["MODELCACHED_NONSENSE", "cache.budget", "cache.min_free", "log.level"]
 
 
@@ -245,7 +262,7 @@ def test_watermarks_stand_in_their_order(tmp_path: Path) -> None:
 
 def test_the_two_sockets_are_two(tmp_path: Path) -> None:
     file = written(tmp_path, "server.cache_socket", '"/run/modelcached/admin/admin.sock"')
-    with pytest.raises(ConfigError, match=r"^server: cache_socket and admin_socket are both /run"):
+    with pytest.raises(ConfigError, match=r": server: cache_socket and admin_socket are both /run"):
         load(file)
 
 
@@ -351,7 +368,7 @@ def test_check_tells_each_mistake_and_exits_78(tmp_path: Path) -> None:
     file.write_text("[cache]\nbudget = 'x'\nsize = 1\n")
     done = check("--config", str(file))
     assert (done.returncode, done.stdout) == (78, "")
-    assert [line.partition(": ")[2].partition(":")[0] for line in done.stderr.splitlines()] == [
+    assert [line.split(": ")[2] for line in done.stderr.splitlines()] == [
         "cache.budget",
         "cache.size",
     ]
@@ -374,7 +391,10 @@ def test_check_tells_each_mistake_of_the_model_list(tmp_path: Path) -> None:
 def test_check_refuses_a_budget_that_the_start_would_refuse() -> None:
     done = check("--budget", "5MB")
     assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr == "modelcached: cache.budget: 5.0 MB is less than the 8.4 MB that the daemon itself needs\n"
+    assert (
+        done.stderr
+        == "modelcached: the command line: cache.budget: 5.0 MB is less than the 8.4 MB that the daemon itself needs\n"
+    )
     assert check("--budget", "8MiB").returncode == 0
 
 
@@ -393,4 +413,4 @@ def test_an_empty_directory_is_refused_and_is_not_the_one_we_stand_in() -> None:
     """`--cache-dir "$UNSET"` in a script."""
     done = check("--cache-dir", "")
     assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr.startswith("modelcached: cache.dir: ")
+    assert done.stderr.startswith("modelcached: the command line: cache.dir: ")

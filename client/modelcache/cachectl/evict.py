@@ -90,7 +90,7 @@ def _rule(older_than: timedelta | None, until_free: int | None, *, all_unpinned:
 
 def _show_plan(console: Console, planned: admin_pb2.EvictModelsResponse, until_free: int) -> None:
     lacking = (
-        f"[yellow]{format_size(until_free)} free cannot be had: {format_size(planned.bytes_short)} short[/]; "
+        f"{format_size(until_free)} free cannot be had: {format_size(planned.bytes_short)} short; "
         "what is pinned, leased, in use or too young stays (cachectl show MODEL says why)"
     )
     if not planned.models:

@@ -16,7 +16,7 @@ from modelcache.client import EnsureEvent, Stream, reference
 from modelcache.errors import ModelCacheError
 from modelcache.output import answers, hub_directory, ready_of
 from modelcache.progress import describe
-from modelcache.report import LINE_EVERY_SECONDS
+from modelcache.report import lines_every
 from modelcache.units import format_size
 from modelcache.v1 import cache_pb2, common_pb2
 
@@ -90,7 +90,7 @@ def _release(session: Session, lease_id: str) -> None:
 
 @contextmanager
 def _watching(session: Session, name: str) -> Iterator[_Watcher]:
-    """Shows progress: bars on a terminal, else a line at each change of phase and every five seconds."""
+    """Shows progress: bars on a terminal, else a line at each change of phase and when it is time."""
     if not has_bars(session):
         yield _Lines(session, name)
         return
@@ -108,10 +108,12 @@ class _Lines:
         self._session = session
         self._name = name
         self._phase: int | None = None
-        self._said = 0.0
+        self._began = self._said = 0.0
 
     def __call__(self, progress: cache_pb2.Progress) -> None:
         now = time.monotonic()
-        if progress.phase != self._phase or now - self._said >= LINE_EVERY_SECONDS:
-            self._phase, self._said = progress.phase, now
+        if progress.phase != self._phase:
+            self._phase, self._began, self._said = progress.phase, now, 0.0
+        if now - self._said >= lines_every(now - self._began):
+            self._said = now
             self._session.say(f"{self._name}: {describe(progress)}")

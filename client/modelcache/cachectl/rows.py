@@ -50,6 +50,7 @@ def status_row(status: admin_pb2.CacheStatus) -> Row:
         "filesystem_free_inodes": status.filesystem_free_inodes if status.filesystem_inodes else None,
         "reserved_inodes": status.reserved_inodes,
         "min_free_inodes": status.min_free_inodes,
+        "room_bytes": status.room_bytes if status.HasField("room_bytes") else None,
         "min_free_bytes": status.min_free_bytes,
         "models": status.models,
         "pinned_models": status.pinned_models,

@@ -41,6 +41,8 @@ def _lines(now: admin_pb2.CacheStatus, *, bars: bool) -> list[Text]:
     lines.append(Text(f"cache     {_budget_bar(now) if bars else ''}{used} ({share} %)"))
     if now.reserved_bytes:
         lines.append(Text(f"          {format_size(now.reserved_bytes)} more promised to requests"))
+    if now.HasField("room_bytes"):
+        lines.append(Text(f"room      {_room(now)}", style="" if now.room_bytes > 0 else "yellow"))
     kept = [("pinned", now.pinned_bytes), ("leased", now.leased_bytes), ("partial", now.partial_bytes)]
     left = [("trash", now.trash_bytes), ("quarantine", now.quarantine_bytes)]
     lines.append(Text("          " + ", ".join(f"{format_size(size)} {name}" for name, size in kept + left)))
@@ -59,6 +61,15 @@ def _lines(now: admin_pb2.CacheStatus, *, bars: bool) -> list[Text]:
         lines.append(Text(f"transfer  {printable(transfer.repo_id)}@{short(transfer.commit)}"))
         lines.append(Text(f"          {_transfer_line(transfer)}"))
     return lines
+
+
+def _room(now: admin_pb2.CacheStatus) -> str:
+    """What a request may have without evicting, and whose limit that is."""
+    of_disk = now.filesystem_free_bytes - now.min_free_bytes - now.reserved_bytes
+    limit = "; the limit is the disk's free space, not the budget" if of_disk <= now.room_bytes else ""
+    if now.room_bytes < 0:
+        return f"none, {format_size(-now.room_bytes)} over{limit}"
+    return f"{format_size(now.room_bytes)} without evicting{limit}"
 
 
 def _list_lines(now: admin_pb2.CacheStatus) -> list[Text]:

@@ -355,6 +355,7 @@ class CacheStatus(_message.Message):
     MIN_FREE_INODES_FIELD_NUMBER: _builtins.int
     PINNED_MODELS_FIELD_NUMBER: _builtins.int
     LEASED_MODELS_FIELD_NUMBER: _builtins.int
+    ROOM_BYTES_FIELD_NUMBER: _builtins.int
     budget_bytes: _builtins.int
     """Most that the cache may use."""
     used_bytes: _builtins.int
@@ -384,6 +385,8 @@ class CacheStatus(_message.Message):
     pinned_models: _builtins.int
     """Snapshots that an operator or the model list has pinned, and that leases cover."""
     leased_models: _builtins.int
+    room_bytes: _builtins.int
+    """What may still be promised without evicting, as budget and disk allow; negative when over."""
     @_builtins.property
     def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transfer]: ...
     @_builtins.property
@@ -424,12 +427,15 @@ class CacheStatus(_message.Message):
         min_free_inodes: _builtins.int = ...,
         pinned_models: _builtins.int = ...,
         leased_models: _builtins.int = ...,
+        room_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_room_bytes", b"_room_bytes", "room_bytes", b"room_bytes", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "degraded", b"degraded", "filesystem_free_bytes", b"filesystem_free_bytes", "filesystem_free_inodes", b"filesystem_free_inodes", "filesystem_inodes", b"filesystem_inodes", "filesystem_total_bytes", b"filesystem_total_bytes", "hub_dir", b"hub_dir", "leased_bytes", b"leased_bytes", "leased_models", b"leased_models", "leases", b"leases", "min_free_bytes", b"min_free_bytes", "min_free_inodes", b"min_free_inodes", "model_list", b"model_list", "models", b"models", "partial_bytes", b"partial_bytes", "pinned_bytes", b"pinned_bytes", "pinned_models", b"pinned_models", "quarantine_bytes", b"quarantine_bytes", "reserved_bytes", b"reserved_bytes", "reserved_inodes", b"reserved_inodes", "started_at", b"started_at", "transfers", b"transfers", "trash_bytes", b"trash_bytes", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_room_bytes", b"_room_bytes", "budget_bytes", b"budget_bytes", "degraded", b"degraded", "filesystem_free_bytes", b"filesystem_free_bytes", "filesystem_free_inodes", b"filesystem_free_inodes", "filesystem_inodes", b"filesystem_inodes", "filesystem_total_bytes", b"filesystem_total_bytes", "hub_dir", b"hub_dir", "leased_bytes", b"leased_bytes", "leased_models", b"leased_models", "leases", b"leases", "min_free_bytes", b"min_free_bytes", "min_free_inodes", b"min_free_inodes", "model_list", b"model_list", "models", b"models", "partial_bytes", b"partial_bytes", "pinned_bytes", b"pinned_bytes", "pinned_models", b"pinned_models", "quarantine_bytes", b"quarantine_bytes", "reserved_bytes", b"reserved_bytes", "reserved_inodes", b"reserved_inodes", "room_bytes", b"room_bytes", "started_at", b"started_at", "transfers", b"transfers", "trash_bytes", b"trash_bytes", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__room_bytes: _TypeAlias = _typing.Literal["room_bytes"]  # noqa: Y015
+    _WhichOneofArgType__room_bytes: _TypeAlias = _typing.Literal["_room_bytes", b"_room_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__room_bytes) -> _WhichOneofReturnType__room_bytes | None: ...
 
 Global___CacheStatus: _TypeAlias = CacheStatus  # noqa: Y015
 

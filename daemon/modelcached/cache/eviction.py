@@ -20,7 +20,7 @@ from modelcached.cache.core import Core
 from modelcached.errors import CacheError, Reason
 from modelcached.events import SnapshotEvicted
 from modelcached.ledger.space import Amount
-from modelcached.ledger.use import Protection
+from modelcached.ledger.use import PinOwner, Protection
 from modelcached.ledger.victims import Books, Candidate, Name, Shares, Victim, choose
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, repo_folder
 from modelcached.store.index import Blob, Snapshot, SnapshotState
@@ -94,8 +94,24 @@ def check(core: Core, ids: Iterable[SnapshotId]) -> list[Snapshot]:
                 Reason.IN_USE,
                 f"{snapshot.id} is in use: {'; '.join(map(str, holders))}",
                 metadata={"model": snapshot.id, **{f"holder_{n}": holder for n, holder in enumerate(holders)}},
+                mend=_ways_to_free(core, snapshot.id, holders),
             )
     return found
+
+
+def _ways_to_free(core: Core, snapshot_id: SnapshotId, holders: Iterable[Protection]) -> str:
+    """What takes each kind of protection away."""
+    repo_id, kinds = snapshot_id.repo_id, {holder.kind for holder in holders}
+    ways = []
+    if "leased" in kinds:
+        ways.append(f"stop who holds it, or end its leases with cachectl release --model {repo_id}")
+    for pin in sorted(core.use.pins_on(snapshot_id, core.refs()) if "pinned" in kinds else (), key=str):
+        listed = pin.owner is PinOwner.LIST
+        own = f"cachectl unpin {pin.repo_id}@{pin.revision}"
+        ways.append("remove its line from the model list (models.file)" if listed else own)
+    if "held" in kinds:
+        ways.append(f"wait for the request, or end it with cachectl cancel {repo_id}")
+    return "; ".join(dict.fromkeys(ways))
 
 
 def condemn(core: Core, ids: Iterable[SnapshotId], reason: str, *, leisurely: bool = False) -> list[asyncio.Task[int]]:

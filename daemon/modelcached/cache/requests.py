@@ -300,6 +300,8 @@ class Status:
     filesystem_free_inodes: int | None
     reserved_inodes: int
     min_free_inodes: int
+    room_bytes: int
+    """What may be promised without evicting; negative when over."""
     transfers: tuple[Transfer, ...]
     hub_dir: str
     degraded: tuple[str, ...]

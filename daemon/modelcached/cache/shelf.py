@@ -203,6 +203,7 @@ class Shelf:
             filesystem_free_inodes=disk.free_inodes,
             reserved_inodes=space.reserved_inodes,
             min_free_inodes=space.limits.min_free_inodes,
+            room_bytes=core.room_on(disk).size_bytes,
             transfers=self._assemblies.transfers(),
             hub_dir=core.layout.hub,
             degraded=tuple(core.degraded.values()),

@@ -69,6 +69,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         while not self._cache.stopping:
             await context.write(admin_pb2.WatchStatusResponse(status=await self._status()))
             await asyncio.sleep(max(_LEAST_INTERVAL_SECONDS, interval))
+        raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
 
     @unary
     async def EvictModels(self, request: admin_pb2.EvictModelsRequest, context: Any) -> admin_pb2.EvictModelsResponse:  # noqa: N802

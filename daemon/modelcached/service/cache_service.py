@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -17,6 +18,9 @@ from modelcached.service import translate
 from modelcached.service.status import Gate, stream, unary
 
 T = TypeVar("T")
+
+_UNCHANGED_SECONDS = 5.0
+"""So that a caller can tell a daemon that waits (a silent Hub) from one that hangs."""
 
 PROGRESS_SECONDS = 0.5
 """How often a stream looks at its request; a reader that is slower sees fewer steps."""
@@ -124,10 +128,11 @@ class _Teller:
 
     async def _tell(self) -> None:
         last: Progress | None = None
+        told_at = 0.0
         while not self._ended.is_set():
             now = self._watch.progress()
-            if now != last:
-                last = now
+            if now != last or time.monotonic() - told_at >= _UNCHANGED_SECONDS:
+                last, told_at = now, time.monotonic()
                 await self._write(translate.progress_message(now, self._request_id))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), PROGRESS_SECONDS)

@@ -106,6 +106,7 @@ def status_message(status: Status, *, version: str, started_at: float) -> admin_
         min_free_inodes=status.min_free_inodes,
         pinned_models=status.pinned_models,
         leased_models=status.leased_models,
+        room_bytes=status.room_bytes,
     )
 
 

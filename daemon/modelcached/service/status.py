@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _DETAILS_KEY = "grpc-status-details-bin"
+_NOT_LOGGED = (Reason.OVERLOADED, Reason.SHUTTING_DOWN)
+"""Of all calls at once, and counted or known."""
 _MAX_MESSAGE_CHARACTERS = 2000  # HTTP/2 header lists are limited to 8 KiB by default
 
 
@@ -71,7 +73,7 @@ def unary(
             # ExecuteBatchError: what was being sent when its caller went. A call that is over has no status any more.
             raise asyncio.CancelledError from None
         except Exception as error:  # noqa: BLE001 - the edge of the daemon
-            if isinstance(error, CacheError) and not error.is_logged and error.reason is not Reason.OVERLOADED:
+            if isinstance(error, CacheError) and not error.is_logged and error.reason not in _NOT_LOGGED:
                 asked = {"request_id": shown(request.request_id)} if getattr(request, "request_id", "") else {}
                 log.info("refused", call=method.__name__, reason=error.reason.value, why=error.text, **asked)
             await abort(context, error)

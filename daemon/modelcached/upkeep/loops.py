@@ -186,6 +186,13 @@ async def keep_watermarks(core: Core) -> None:
         )
     else:
         core.degraded.pop(topic, None)
+    if core.space.used_bytes > limits.budget_bytes:
+        core.degraded["budget"] = (
+            f"the cache uses {format_size(core.space.used_bytes)}, cache.budget is {format_size(limits.budget_bytes)}: "
+            "nothing new is admitted; raise it, or unpin, release and evict"
+        )
+    else:
+        core.degraded.pop("budget", None)
     core.pacer.set_urgent(short > 0 or short_inodes > 0)
     lacking = Amount(max(wanted, short, 0), short_inodes)
     # Who is in line evicts for itself, and what is going already may be enough.

@@ -36,6 +36,7 @@ STATUS_KEYS = {
     "filesystem_free_inodes",
     "reserved_inodes",
     "min_free_inodes",
+    "room_bytes",
     "pinned_models",
     "leased_models",
     "pinned_bytes",
@@ -235,8 +236,44 @@ def test_a_dry_run_removes_nothing(full_daemon, cachectl):
         "dry_run": True,
         "models": [{"repo_id": "org/name", "commit": COMMIT, "bytes_freed": 5000}],
         "bytes_freed": 5000,
+        "bytes_short": 0,
     }
     assert [request.dry_run for request in full_daemon.asked] == [True, True]
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"], ["--yes", "--json"]])
+def test_what_cannot_be_freed_is_said_and_exits_75(full_daemon, cachectl, flags):
+    full_daemon.evictable.bytes_short = 3 * 10**9
+    status, out, err = cachectl("evict", "--until-free", "200GB", *flags)
+    assert status == 75
+    if "--json" in flags:
+        assert json.loads(out)["bytes_short"] == 3 * 10**9
+    else:
+        assert "200.0 GB free cannot be had: 3.0 GB short" in " ".join((out + err).split())
+
+
+@pytest.mark.parametrize(
+    ("room", "free", "told"),
+    [
+        (200_000_000_000, 999_000_000_000, "200.0 GB without evicting"),
+        (
+            30_000_000_000,
+            80_000_000_000,
+            "30.0 GB without evicting; the limit is the disk's free space, not the budget",
+        ),
+        (-5_000_000_000, 999_000_000_000, "none, 5.0 GB over"),
+    ],
+)
+def test_status_says_what_fits_and_whose_limit_that_is(full_daemon, cachectl, room, free, told):
+    full_daemon.status.room_bytes, full_daemon.status.filesystem_free_bytes = room, free
+    out = cachectl("status")[1]
+    assert f"room      {told}\n" in out
+    assert json.loads(cachectl("status", "--json")[1])["room_bytes"] == room
+
+
+def test_status_of_an_older_daemon_says_nothing_of_room(full_daemon, cachectl):
+    assert "room" not in cachectl("status")[1]
+    assert json.loads(cachectl("status", "--json")[1])["room_bytes"] is None
 
 
 def test_evict_with_yes_says_what_was_freed(full_daemon, cachectl):

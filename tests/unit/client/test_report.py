@@ -75,6 +75,20 @@ def test_a_wait_is_said_when_it_is_new_and_every_five_seconds(reporter, clock, c
     ]
 
 
+def test_after_a_minute_of_the_same_a_line_comes_every_thirty_seconds(reporter, clock, capfd):
+    said_at = []
+    for second in range(181):
+        reporter.progress(downloading(second))
+        if capfd.readouterr().err:
+            said_at.append(second)
+        clock.now += 1
+    assert said_at == [*range(0, 60, 5), 85, 115, 145, 175]
+    reporter.progress(cache_pb2.Progress(phase=cache_pb2.PHASE_VERIFYING))
+    clock.now += LINE_EVERY_SECONDS
+    reporter._tick(0, None)
+    assert len(capfd.readouterr().err.splitlines()) == 2
+
+
 def test_quiet_leaves_warnings(clock, capfd):
     reporter = Reporter(quiet=True, clock=clock)
     reporter.say("a")
