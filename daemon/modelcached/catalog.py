@@ -27,6 +27,7 @@ from modelcached.pools import Pools
 from modelcached.sources.endpoints import Endpoints
 from modelcached.sources.faults import REFUSALS, TransientError
 from modelcached.sources.hub import HubApi, Resolved
+from modelcached.sources.own_token import OwnToken, OwnTokenError
 from modelcached.store.disk import storage_error
 from modelcached.store.manifests import ManifestStore, Record
 
@@ -49,7 +50,8 @@ def fingerprint(token: str | None) -> str:
 
 def is_silence(error: CacheError) -> bool:
     """The Hub said nothing about the question; anything else is its word."""
-    return error.reason in (Reason.UPSTREAM_UNAVAILABLE, Reason.UPSTREAM_STALLED, Reason.RATE_LIMITED)
+    silent = (Reason.UPSTREAM_UNAVAILABLE, Reason.UPSTREAM_STALLED, Reason.RATE_LIMITED)
+    return isinstance(error, OwnTokenError) or error.reason in silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class Catalog:
         manifests: ManifestStore,
         limits: CatalogLimits,
         observe: Callable[[str, str], None],
+        own_token: OwnToken,
     ) -> None:
         """``observe(call, outcome)`` counts each call of the Hub."""
         self._apis = {api.endpoint: api for api in apis}
@@ -127,6 +130,7 @@ class Catalog:
         self._manifests = manifests
         self.limits = limits
         self._observe = observe
+        self._own_token = own_token
         self.breaker = Breaker()
         self._resolved: dict[tuple[RepoId, Revision, str], tuple[float, Resolved]] = {}
         self._asking: dict[object, _Question[Any]] = {}
@@ -149,7 +153,7 @@ class Catalog:
 
         async def ask() -> Resolved:
             resolved = await self._ask(
-                "resolve", lambda api, left: api.resolve(repo_id, revision, self._for(api, token), left)
+                "resolve", token, lambda api, sent, left: api.resolve(repo_id, revision, sent, left)
             )
             self._resolved[key] = (time.monotonic(), resolved)
             return resolved
@@ -183,14 +187,13 @@ class Catalog:
             if secret is None:
                 revision = Revision(snapshot.commit)
                 answer = await self._ask(
-                    "resolve", lambda api, left: api.resolve(snapshot.repo_id, revision, self._for(api, token), left)
+                    "resolve", token, lambda api, sent, left: api.resolve(snapshot.repo_id, revision, sent, left)
                 )
                 secret = answer.restricted
             return await self._ask(
                 "tree",
-                lambda api, left: api.manifest(
-                    snapshot.repo_id, snapshot.commit, self._for(api, token), left, restricted=secret
-                ),
+                token,
+                lambda api, sent, left: api.manifest(snapshot.repo_id, snapshot.commit, sent, left, restricted=secret),
             )
 
         listing: _Question[Manifest] = self._once(("tree", snapshot, fingerprint(token)), ask)
@@ -211,7 +214,7 @@ class Catalog:
             return False
 
         async def ask() -> bool:
-            await self._ask("auth", lambda api, left: api.check_access(repo_id, self._for(api, token), left))
+            await self._ask("auth", token, lambda api, sent, left: api.check_access(repo_id, sent, left))
             return True
 
         question: _Question[bool] = self._once(("auth", repo_id, fingerprint(token)), ask)
@@ -221,10 +224,6 @@ class Catalog:
         """The next question about the repository goes to the Hub."""
         for key in [key for key in self._resolved if key[0] == repo_id]:
             del self._resolved[key]
-
-    def _for(self, api: HubApi, token: str | None) -> str | None:
-        """A token belongs to the first endpoint's host and goes nowhere else."""
-        return token if api.endpoint == self._endpoints.first else None
 
     def _once(self, key: object, ask: Callable[[], Coroutine[None, None, T]]) -> _Question[T]:
         """One question at a time, however many want the answer; it goes on when they have gone."""
@@ -260,7 +259,40 @@ class Catalog:
             log.warning("the Hub failed", why=error.message)
         return None
 
-    async def _ask(self, name: str, call: Callable[[HubApi, timedelta], T]) -> T:
+    async def _ask(self, name: str, token: str | None, call: Callable[[HubApi, str | None, timedelta], T]) -> T:
+        """One question; where the daemon's own token is no good, asked as by anybody.
+
+        Raises OwnTokenError where that token alone could have helped.
+        """
+        own, sent = self._own_token, self._own_token.worth_sending(token)
+
+        def with_token(secret: str | None) -> Callable[[HubApi, timedelta], T]:
+            # A token belongs to the first endpoint's host and goes nowhere else.
+            return lambda api, left: call(api, secret if api.endpoint == self._endpoints.first else None, left)
+
+        if not own.is_used_by(token):
+            return await self._ask_endpoints(name, with_token(token))
+        if sent is not None:
+            try:
+                answer = await self._ask_endpoints(name, with_token(sent))
+            except CacheError as error:
+                if error.reason is not Reason.TOKEN_REJECTED:
+                    if error.reason in REFUSALS:  # its owner may not read that, and is known
+                        own.accepted()
+                    raise
+                own.rejected(error)
+            else:
+                own.accepted()
+                return answer
+        try:
+            return await self._ask_endpoints(name, with_token(None))
+        except CacheError as error:
+            if own.trouble is None or error.reason not in REFUSALS:
+                raise
+            why = f"{error.message}; with {own.trouble.message}" if sent is None else own.trouble.message
+            raise OwnTokenError(Reason.TOKEN_REJECTED, why) from error
+
+    async def _ask_endpoints(self, name: str, call: Callable[[HubApi, timedelta], T]) -> T:
         """One question to the endpoints, the healthiest first, within ``hub.timeout`` and MAX_CALLS."""
         if self.limits.offline:
             raise CacheError(

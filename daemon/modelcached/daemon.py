@@ -156,8 +156,9 @@ class Daemon:
             manifests=self.core.manifests,
             limits=CatalogLimits(config.hub.resolve_ttl, config.hub.timeout, config.hub.offline),
             observe=lambda call, outcome: self._observe(HubCalled(call, outcome)),
+            own_token=self.core.own_token,
         )
-        upstream = Upstream(transfers, self.source, self.xet)
+        upstream = Upstream(transfers, self.source, self.xet, self.core.own_token)
         checks = Checks(self.database, contents.checks)
         self.cache = Cache(self.core, self.catalog, self.flights, upstream, checks, memory.available_bytes)
         hub_keeper = HubKeeper(self.core, contents.hub)

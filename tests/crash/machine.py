@@ -182,6 +182,7 @@ async def machine(start: Start) -> AsyncIterator[Machine]:
         manifests=core.manifests,
         limits=CatalogLimits(timedelta(minutes=5), PATIENCE),
         observe=lambda _call, _outcome: None,
+        own_token=core.own_token,
     )
     cache = Cache(core, catalog, flights, cast("Any", upstream), Checks(database, contents.checks), lambda: 0)
     cache.scrubber.stop()

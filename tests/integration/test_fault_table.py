@@ -83,21 +83,51 @@ def test_a_fault_costs_and_comes_to_what_the_table_says(shared_hub: Hub, shared_
     assert node.visible(repo_id) == [sha]
 
 
-def test_a_bad_token_is_rejected_until_the_file_holds_a_good_one(
+def test_a_bad_token_of_the_daemon_costs_only_what_needs_it(
     hub: Hub, make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("hf_wrong\n")
     commit(hub, "org/public")
-    node = make_node(hub={"token_file": str(token_file)}).start()
-    asked = ask(node, "org/public")
+    commit(hub, "org/gated", gated=True)
+    hub.find_repo("org/gated").allow("hf_right")
+    node = make_node(hub={"token_file": str(token_file), "resolve_ttl": "0s"}).start()
+    node.ensure("org/public")
+    asked = ask(node, "org/gated")
     assert (asked.reason, asked.exit_status) == (Reason.TOKEN_REJECTED, 77)
     assert "rejects the token" in asked.text
     assert "hub.token_file" in asked.text
-    assert "hf_wrong" not in asked.stderr + node.log_text()
+    assert any("rejects the token" in why for why in node.status().degraded)
+    (warned,) = node.log_lines("the daemon's own token is no good")
+    assert warned["level"] == "warning"
+
     hub.tokens.add("hf_right")
     token_file.write_text("hf_right\n")
+    node.ensure("org/gated")
+    assert not node.status().degraded
+
+    hub.tokens.discard("hf_right")  # revoked
+    node.terminate()
+    node.start()  # who was asked a minute ago is not asked again
+    (served,) = node.ensure("org/gated")
+    assert served["outcome"] == "hit"
     node.ensure("org/public")
+    assert any("rejects the token" in why for why in node.status().degraded)
+    assert "hf_wrong" not in asked.stderr + node.log_text()
+    assert "hf_right" not in node.log_text()
+
+
+def test_a_token_file_that_cannot_be_read_costs_only_what_needs_it(
+    hub: Hub, make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    commit(hub, "org/public")
+    commit(hub, "org/gated", gated=True)
+    node = make_node(hub={"token_file": str(tmp_path / "nowhere")}).start()
+    node.ensure("org/public")
+    asked = ask(node, "org/gated")
+    assert (asked.reason, asked.exit_status) == (Reason.TOKEN_REJECTED, 77)
+    assert "cannot be read" in asked.text
+    assert any("cannot be read" in why for why in node.status().degraded)
 
 
 def test_a_gated_repository_is_for_the_tokens_it_allows_and_the_cdn_sees_none(

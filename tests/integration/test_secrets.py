@@ -216,8 +216,9 @@ def test_a_token_file_that_holds_no_token_is_named_and_not_quoted(
     token_file = tmp_path / "token"
     token_file.write_bytes(content)
     node = make_node(hub={"token_file": str(token_file)}).start()
-    done = node.run("ensure-model", "org/open")
+    hub.create_repo("org/closed", private=True).commit({"config.json": b"{}"})
+    done = node.run("ensure-model", "org/closed")
     assert done.returncode == 77
     assert str(token_file) in done.stderr
-    assert "hf_secretPart" not in done.stderr + node.log_text()
-    assert hub.requests() == []
+    assert "hf_secretPart" not in done.stderr + node.log_text() + str(node.status())
+    assert [request.authorization for request in hub.requests()] == [None], "asked as by anybody"

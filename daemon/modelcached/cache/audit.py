@@ -23,7 +23,6 @@ from modelcached.events import BlobScrubbed
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.victims import Name
 from modelcached.model import Digest, RepoId, Revision, SnapshotId
-from modelcached.sources.hub import read_token
 from modelcached.store.index import Snapshot, SnapshotState
 from modelcached.store.manifests import BlobStamp
 from modelcached.store.scan import regular_status
@@ -130,7 +129,7 @@ class Audit:
     async def _repair(self, reading: Reading) -> None:
         """Fetches what is bad again; its snapshots stay in sight, for their blobs are replaced in one step."""
         core = self._core
-        token = read_token(core.config.hub.token_file)
+        token = core.own_token.secret()
         by_snapshot: dict[SnapshotId, list[BadFile]] = {}
         for bad in reading.bad:
             by_snapshot.setdefault(bad.snapshot, []).append(bad)

@@ -69,7 +69,6 @@ from modelcached.ledger.checks import Checks
 from modelcached.ledger.use import Pin, PinOwner
 from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
 from modelcached.sources import folder
-from modelcached.sources.hub import read_token
 from modelcached.sources.upstream import Upstream
 from modelcached.transfer.flights import Flights
 
@@ -127,6 +126,8 @@ class Cache:
             raise
         except CacheError as error:
             reason, message, why = error.reason.value, error.message, error.text
+            if error.reason is Reason.TOKEN_REJECTED and request.token is None:
+                self.core.own_token.rejected(error)  # a transfer's answer: the next request does without
             error.is_logged = True
             raise
         finally:
@@ -166,7 +167,7 @@ class Cache:
         watch.enter(Phase.RESOLVING)
         if request.wait_for_space:
             watch.for_space_until = time.monotonic() + request.wait_for_space.total_seconds()
-        token = request.token or read_token(self.core.config.hub.token_file)
+        token = request.token or self.core.own_token.secret()
         wants = await self._wanting.wants(request.models, token, watch, source)
         async with self._holding(wants):
             tallies = await self._make_whole(wants, token, watch, source)
@@ -242,7 +243,7 @@ class Cache:
         """
         if self.stopping:
             raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
-        token = read_token(self.core.config.hub.token_file)
+        token = self.core.own_token.secret()
         wants = await self._wanting.wants((model,), token, watch)
         async with self._holding(wants):
             await self._make_whole(wants, token, watch)
@@ -293,7 +294,7 @@ class Cache:
 
     async def plan(self, models: tuple[ModelRequest, ...]) -> Plan:
         """What making them whole together would take. Asks the Hub as a request would. Raises CacheError."""
-        wants = await self._wanting.wants(models, read_token(self.core.config.hub.token_file), Watch())
+        wants = await self._wanting.wants(models, self.core.own_token.secret(), Watch())
         return await plan(self.core, wants, self._assemblies.flies)
 
     async def pin(self, repo_id: RepoId, revision: Revision, owner: PinOwner = PinOwner.OPERATOR) -> list[CachedModel]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import sqlite3
 from collections import Counter
@@ -27,6 +28,7 @@ from modelcached.ledger.use import UseLedger
 from modelcached.ledger.victims import Name
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, repo_folder
 from modelcached.pools import Pools
+from modelcached.sources.own_token import OwnToken
 from modelcached.store.disk import Disk, storage_error
 from modelcached.store.index import Index
 from modelcached.store.layout import Layout
@@ -109,6 +111,7 @@ class Core:
     manifests: ManifestStore = field(init=False)
     snapshots: SnapshotStore = field(init=False)
     ballast: Ballast = field(init=False)
+    own_token: OwnToken = field(init=False)
 
     def __post_init__(self) -> None:
         """The stores share the disk's seam and the layout; the limits are those of the settings in force."""
@@ -119,6 +122,13 @@ class Core:
         self.manifests = ManifestStore(self.disk, self.layout)
         self.snapshots = SnapshotStore(self.disk, self.layout)
         self.ballast = Ballast(self.disk, self.layout)
+        self.own_token = OwnToken(lambda: self.config.hub.token_file, functools.partial(self._tell_degraded, "token"))
+
+    def _tell_degraded(self, topic: str, why: str) -> None:
+        if why:
+            self.degraded[topic] = why
+        else:
+            self.degraded.pop(topic, None)
 
     # Space
 

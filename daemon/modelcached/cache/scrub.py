@@ -23,7 +23,6 @@ from modelcached.events import BlobScrubbed
 from modelcached.ledger.checks import Checks
 from modelcached.model import Digest, RepoId, Revision
 from modelcached.pools import Threads
-from modelcached.sources.hub import read_token
 from modelcached.store.index import Blob, Snapshot
 from modelcached.store.manifests import BlobStamp
 from modelcached.store.scan import regular_status
@@ -176,7 +175,7 @@ class Scrubber:
     def _fetch(self, snapshot: Snapshot, revisions: list[Revision]) -> None:
         if snapshot.record is None:
             return
-        token = read_token(self._core.config.hub.token_file)
+        token = self._core.own_token.secret()
         for selection in snapshot.record.selections.values():
             for revision in revisions or [Revision(snapshot.id.commit)]:
                 self._assemblies.begin((Want(snapshot.record, selection, revision, stale=False),), token)

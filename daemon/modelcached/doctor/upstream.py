@@ -11,7 +11,8 @@ from modelcached.doctor.finding import Finding, failure, ok, skipped, warning
 from modelcached.errors import CacheError
 from modelcached.model import RepoId, Revision
 from modelcached.sources.faults import TransientError
-from modelcached.sources.hub import HubApi, read_token
+from modelcached.sources.hub import HubApi
+from modelcached.sources.own_token import read_token
 
 _PATIENCE = timedelta(seconds=10)
 

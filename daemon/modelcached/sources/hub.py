@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -42,7 +41,6 @@ from modelcached.model import (
     RepoId,
     Revision,
     as_commit,
-    is_token,
     shown,
 )
 from modelcached.sources.faults import TransientError, retry_after
@@ -110,19 +108,6 @@ class XetToken:
     access_token: str = field(repr=False)
     expires: int
     """Seconds since the epoch."""
-
-
-def read_token(file: Path | None) -> str | None:
-    """The daemon's own token, without the newline that editors leave; None where there is none."""
-    if file is None:
-        return None
-    try:
-        token = file.read_bytes().decode("ascii", errors="replace").strip()
-    except OSError as error:
-        raise CacheError(Reason.TOKEN_REJECTED, f"hub.token_file {file} cannot be read: {error.strerror}") from error
-    if token and not is_token(token):
-        raise CacheError(Reason.TOKEN_REJECTED, f"hub.token_file {file} does not hold one word of visible ASCII")
-    return token or None
 
 
 class HubApi:
