@@ -550,6 +550,21 @@ def test_another_hub_is_not_served_while_the_old_one_is_leased(
     assert node.ensure("org/model")[0]["outcome"] == "hit"
 
 
+def test_a_cache_that_was_copied_elsewhere_is_served_there(hub: Hub, make_node: Callable[..., Node]) -> None:
+    hub.create_repo("org/model").commit(tiny_llama())
+    node = make_node().start()
+    node.ensure("org/model")  # its lease by time lasts for a day, and came along
+    node.terminate()
+    elsewhere = node.root / "elsewhere"
+    subprocess.run(["cp", "-a", str(node.cache_dir), str(elsewhere)], check=True)
+    node.move_to(elsewhere)
+    node.start()
+    assert trouble(node) == ""
+    (ready,) = node.ensure("org/model")
+    assert ready["bytes_fetched"] == 0
+    node.assert_disk_truth()
+
+
 def test_a_hub_that_is_gone_is_not_made_anew_and_what_comes_back_is_served(hub: Hub, node: Node) -> None:
     hub.create_repo("org/model").commit(tiny_llama())
     hub.create_repo("org/other").commit(tiny_llama(seed=5))

@@ -58,9 +58,7 @@ class Node:
         }
         for section, values in (settings or {}).items():
             self.settings.setdefault(section, {}).update(values)
-        self.cache_dir = Path(self.settings["cache"]["dir"])
-        self.hub_dir = self.cache_dir / "hub"
-        self.private = self.cache_dir / "modelcached"
+        self.move_to(Path(self.settings["cache"]["dir"]))
         self.process: subprocess.Popen[bytes] | None = None
         self._log_begins = 0  # of this process
         self.environment: dict[str, str] = {}
@@ -70,6 +68,13 @@ class Node:
         """Put before the daemon's command at its next start (strace, unshare ...)."""
         self.program: list[str] = [str(BIN / "modelcached")]
         """The daemon's command, without its arguments; see ``announcing``."""
+
+    def move_to(self, cache_dir: Path) -> None:
+        """The cache directory from the next start on."""
+        self.settings["cache"]["dir"] = str(cache_dir)
+        self.cache_dir = cache_dir
+        self.hub_dir = self.cache_dir / "hub"
+        self.private = self.cache_dir / "modelcached"
 
     # The daemon
 

@@ -100,6 +100,19 @@ async def test_after_another_boot_nobody_has_the_old_one(core: Core) -> None:
     second.close()
 
 
+async def test_a_copy_at_another_path_is_no_other_than_it_was(core: Core) -> None:
+    """Its old readers have the old one."""
+    first = HubKeeper(core, "")
+    await first.look()
+    first.close()
+    lease(core)
+    known = await remembered(core)
+    another(core)
+    second = HubKeeper(core, known.replace(core.layout.hub, "/elsewhere/hub"))
+    assert await second.look() is HubSight.OURS
+    second.close()
+
+
 async def test_one_that_is_missing_is_waited_for_with_or_without_a_lease(core: Core) -> None:
     keeper = HubKeeper(core, "")
     await keeper.look()

@@ -39,11 +39,15 @@ class HubKeeper:
     """Remembers which directory hub/ is. The event loop's alone."""
 
     def __init__(self, core: Core, remembered: str, proc: str = PROC) -> None:
-        """``remembered``: what an earlier daemon kept (``hub_identity``). Another boot has no mounts of before."""
+        """``remembered``: what an earlier daemon kept (``hub_identity``). Another boot has no mounts of before.
+
+        A cache that was copied to another path is no replaced one: its old readers have theirs, which nobody touches.
+        """
         self._core = core
         self._proc = proc
-        boot_id, _, text = remembered.partition(" ")
-        self._own = Identity.parse(text) if boot_id == core.clock.boot_id else None
+        boot_id, device, inode, born, path = (*remembered.split(" ", 4), "", "", "", "", "")[:5]
+        same = boot_id == core.clock.boot_id and path == core.layout.hub
+        self._own = Identity.parse(f"{device} {inode} {born}") if same else None
         self._descriptor = -1  # keeps the inode's number from being given to another directory
         self._told = ""
         self._named_at = float("-inf")
@@ -82,7 +86,7 @@ class HubKeeper:
             os.open, core.layout.hub, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         )
         core.hub_at = (now.device, now.inode)
-        core.database.write_later(hub_identity(f"{core.clock.boot_id} {now}"))
+        core.database.write_later(hub_identity(f"{core.clock.boot_id} {now} {core.layout.hub}"))
 
     async def _lose(self, kind: str, what: str) -> HubSight:
         core = self._core
