@@ -286,6 +286,29 @@ def test_two_that_do_not_fit_together_are_not_admitted_half_way(hub: Hub, make_n
     assert hub.body_bytes("org/first", "model.safetensors") == hub.body_bytes("org/second", "model.safetensors") == SIZE
 
 
+def test_a_refusal_names_the_limit_and_the_largest_holders(hub: Hub, make_node: Callable[..., Node]) -> None:
+    node = make_node(cache=budget(3)).start()
+    publish(hub, "pinned", "leased", "wanted", "adapter")
+    ensure(node, "leased")
+    ensure(node, "pinned")
+    node.release_all()
+    node.ctl("pin", "org/pinned")
+    ensure(node, "leased")
+    told = refused(node, "wanted", "adapter").text
+    assert "org/leased@" in told
+    assert "org/pinned@" in told
+    assert ", pinned by org/pinned@main)" in told
+    assert "raise cache.budget" in told
+    assert "the limit is the filesystem" not in told
+    node.settings["cache"]["min_free"] = "99%"
+    node.settings["cache"]["budget"] = "1TB"
+    node.terminate()
+    node.start()
+    told = refused(node, "wanted").text
+    assert "the limit is the filesystem" in told
+    assert "raise cache.budget" not in told
+
+
 def test_base_and_adapters_are_one_admission(hub: Hub, make_node: Callable[..., Node]) -> None:
     node = make_node(cache=budget(3), transfer=PATIENT).start()
     publish(hub, "leased", "base", "adapter", "second-adapter", "third-adapter")

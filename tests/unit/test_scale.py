@@ -24,10 +24,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelcached.cache import eviction
-from modelcached.cache.admission import pinned_and_leased
 from modelcached.cache.core import Core
 from modelcached.cache.leftovers import orphans
 from modelcached.cache.recovery import recover
+from modelcached.cache.shortage import pinned_and_leased
 from modelcached.config import Config, load
 from modelcached.ledger import database as state
 from modelcached.ledger.clock import Clock

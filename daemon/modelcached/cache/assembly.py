@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from modelcached.cache.admission import NoRoomError, admit, check_ever_fits
+from modelcached.cache.admission import admit
 from modelcached.cache.callers import Caller
 from modelcached.cache.core import Core
 from modelcached.cache.importing import Import
@@ -27,6 +27,7 @@ from modelcached.cache.planning import to_reserve
 from modelcached.cache.publication import publish
 from modelcached.cache.requests import FileProgress, Phase, Progress
 from modelcached.cache.rescue import make_room
+from modelcached.cache.shortage import NoRoomError, check_ever_fits
 from modelcached.cache.sizes import INODES_OF_FLIGHT, blob_bytes, overhead, selection_bytes
 from modelcached.cache.turns import PASSING_BYTES, Turn
 from modelcached.cache.verification import verify_found

@@ -6,7 +6,8 @@ assemblies.py    one running assembly for each set of files; assembly.py makes i
 verification.py  what is on the disk is believed once it was hashed
 linking.py       what another repository has
 turns.py         its turn to download
-admission.py     space for it (sizes.py), as planning.py reckons it; eviction.py takes others off the disk
+admission.py     space for it (sizes.py), as planning.py reckons it, or why there is none (shortage.py)
+eviction.py      taking others off the disk
 publication.py   showing it
 background.py    what may be had for a model that nobody waits for
 leasing.py       the proof of use that goes with the answer

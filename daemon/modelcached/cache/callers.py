@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from modelcached.cache.admission import NoRoomError
+from modelcached.cache.shortage import NoRoomError
 
 
 class Caller:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from modelcached.cache import eviction
-from modelcached.cache.admission import NoRoomError, check_ever_fits, refusal
 from modelcached.cache.core import Core
 from modelcached.cache.requests import Evicted, Fit, Plan, PlannedModel
+from modelcached.cache.shortage import NoRoomError, check_ever_fits, refusal
 from modelcached.cache.sizes import INODES_OF_FLIGHT, blob_bytes, overhead, selection_bytes
 from modelcached.cache.want import Want, missing, names_of
 from modelcached.errors import CacheError

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from modelcached.cache import eviction
-from modelcached.cache.admission import pinned_and_leased
 from modelcached.cache.assemblies import Assemblies
 from modelcached.cache.core import PODS_DIRECTORY, Core
 from modelcached.cache.looking import Looking
 from modelcached.cache.requests import CachedFile, CachedModel, EvictionRule, ModelDetail, ModelRequest, Status
 from modelcached.cache.scrub import Scrubber
+from modelcached.cache.shortage import pinned_and_leased
 from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.space import Amount

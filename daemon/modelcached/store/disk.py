@@ -38,7 +38,11 @@ def storage_error(error: OSError, doing: str) -> CacheError:
             metadata=metadata,
             mend="evict models, or remove what others keep there",
         )
-    return CacheError(Reason.STORAGE_ERROR, f"{doing}{name} failed: {error.strerror or error}", metadata=metadata)
+    mend = ""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        mend = f"it must belong to the daemon's user (uid {os.geteuid()}), or be writable for it"
+    told = f"{doing}{name} failed: {error.strerror or error}"
+    return CacheError(Reason.STORAGE_ERROR, told, metadata=metadata, mend=mend)
 
 
 def _what_is_used_up(error: OSError) -> str:
