@@ -528,3 +528,12 @@ def changed_keys(old: Config, new: Config) -> tuple[set[str], set[str]]:
     differing = {(s, k) for s in after for k in after[s] if after[s][k] != before[s][k]}
     now = {f"{s}.{k}" for s, k in differing if k in RELOADABLE.get(s, ())}
     return now, {f"{s}.{k}" for s, k in differing} - now
+
+
+def in_force(running: Config, written: Config) -> Config:
+    """The written settings, as far as they can change while the daemon runs; the others as they are."""
+    sections = {}
+    for section, keys in RELOADABLE.items():
+        fresh = getattr(written, section)
+        sections[section] = getattr(running, section).model_copy(update={key: getattr(fresh, key) for key in keys})
+    return running.model_copy(update=sections)

@@ -24,7 +24,7 @@ from modelcached.cache.requests import CachedModel, Status
 from modelcached.cache.rescan import Rescan
 from modelcached.cache.rescue import make_room
 from modelcached.catalog import Catalog, CatalogLimits
-from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load
+from modelcached.config import DEFAULT_CONFIG_FILE, Config, ConfigError, in_force, load
 from modelcached.doctor import Doctor, Surroundings
 from modelcached.errors import CacheError, Reason
 from modelcached.events import DaemonStarted, Event, HubCalled, RequestEnded
@@ -242,11 +242,16 @@ class Daemon:
         self.metrics.observe(event)
         self.history.observe(event)
 
-    def apply(self, config: Config) -> None:
-        """A reload: what can change while running does."""
+    def apply(self, written: Config) -> None:
+        """A reload: what can change while running does; the rest is shown as what the next start brings."""
+        config = in_force(self.config, written)
         disk = filesystem(self.layout.cache_dir)
         self.core.apply_limits(config.cache, disk, self.core.kubelet())  # refuses before anything has changed
+        over = self.core.space.used_bytes - self.core.space.limits.budget_bytes
+        if over > 0:
+            log.warning("the new cache.budget is less than is used: models are evicted for it", over_bytes=over)
         self.config = self.core.config = config
+        self.core.written = written
         logs.configure(config.log)
         self.flights.limiter.bytes_per_second = config.transfer.rate_limit
         self.xet.enabled = config.transfer.xet

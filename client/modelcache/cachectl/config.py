@@ -17,7 +17,7 @@ from modelcache.units import printable
 def config(session: Session, changed: bool) -> None:
     """Show the daemon's settings in force. Secrets are files; only their paths are shown."""
     answer = session.admin.config()
-    settings = [each for each in answer.settings if not changed or each.value != each.default_value]
+    settings = [each for each in answer.settings if not changed or each.value != each.default_value or each.next_value]
     if session.json:
         session.print_json(config_row(answer, settings))
         return
@@ -28,6 +28,8 @@ def config(session: Session, changed: bool) -> None:
         table.add_row(
             Text(each.name), Text(printable(each.value)), Text(printable(default)), style="bold" if differs else ""
         )
+        if each.next_value:
+            table.add_row(Text("  from the next start"), Text(printable(each.next_value)), Text(), style="yellow")
     session.out.print(table)
     where = printable(answer.config_file) or "no file: environment, flags and defaults"
     session.say(f"from {where}; docs/configuration.md says what each means")

@@ -277,6 +277,7 @@ def config_row(response: admin_pb2.GetConfigResponse, settings: Iterable[admin_p
                 "value": json.loads(each.value),
                 "default": json.loads(each.default_value),
                 "reloadable": each.reloadable,
+                **({"next_value": json.loads(each.next_value)} if each.next_value else {}),
             }
             for each in settings
         },

@@ -1557,6 +1557,7 @@ class Setting(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     DEFAULT_VALUE_FIELD_NUMBER: _builtins.int
     RELOADABLE_FIELD_NUMBER: _builtins.int
+    NEXT_VALUE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"section.key"."""
     value: _builtins.str
@@ -1565,6 +1566,8 @@ class Setting(_message.Message):
     """As it would be if nobody had set it; JSON."""
     reloadable: _builtins.bool
     """A reload changes it; the others need a restart."""
+    next_value: _builtins.str
+    """As the next start will find it, JSON; empty where that is the same."""
     def __init__(
         self,
         *,
@@ -1572,10 +1575,11 @@ class Setting(_message.Message):
         value: _builtins.str = ...,
         default_value: _builtins.str = ...,
         reloadable: _builtins.bool = ...,
+        next_value: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "name", b"name", "reloadable", b"reloadable", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "name", b"name", "next_value", b"next_value", "reloadable", b"reloadable", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,6 +88,8 @@ class Core:
     """Tells those who wait for space that there may be more."""
     degraded: dict[str, str] = field(default_factory=dict)
     """What is not as it should be, by topic."""
+    written: Config | None = None
+    """The settings as they were last read, where some of them wait for the next start."""
     hub_at: tuple[int, int] | None = None
     """Device and inode of the hub/ that workloads have mounted; None until somebody has looked."""
     hub_trouble: str = ""

@@ -274,6 +274,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def GetConfig(self, request: admin_pb2.GetConfigRequest, context: Any) -> admin_pb2.GetConfigResponse:  # noqa: N802
         """See the contract."""
         del request, context
+        core = self._cache.core
         return admin_pb2.GetConfigResponse(
-            settings=operators.setting_messages(self._cache.core.config), config_file=str(self._config_file or "")
+            settings=operators.setting_messages(core.config, core.written or core.config),
+            config_file=str(self._config_file or ""),
         )

@@ -314,15 +314,16 @@ def finding_message(finding: Finding) -> admin_pb2.DiagnoseResponse:
     )
 
 
-def setting_messages(config: Config) -> list[admin_pb2.Setting]:
-    """Every setting in force, and what it would be if nobody had set it."""
-    defaults = Config().effective()
+def setting_messages(config: Config, written: Config) -> list[admin_pb2.Setting]:
+    """Every setting in force, what it would be if nobody had set it, and what it will be."""
+    defaults, following = Config().effective(), written.effective()
     return [
         admin_pb2.Setting(
             name=f"{section}.{key}",
             value=json.dumps(value),
             default_value=json.dumps(defaults[section][key]),
             reloadable=key in RELOADABLE.get(section, frozenset()),
+            next_value="" if following[section][key] == value else json.dumps(following[section][key]),
         )
         for section, values in config.effective().items()
         for key, value in values.items()
