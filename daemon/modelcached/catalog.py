@@ -252,7 +252,8 @@ class Catalog:
             if not question.late:  # however many waited for it
                 question.late = True
                 self.breaker.failed()
-            log.warning("the Hub is slow")
+            waits = f"{self._endpoints.first} has not answered within {STALE_AFTER.total_seconds():g} s"
+            log.warning("the Hub is slow", why=waits)
         except CacheError as error:
             if not stand_in or not is_silence(error):
                 raise

@@ -192,6 +192,7 @@ class Daemon:
             used_bytes=self.core.space.used_bytes,
             cache_socket=str(config.server.cache_socket),
             admin_socket=str(config.server.admin_socket),
+            metrics_address=config.metrics.address or None,
             metrics_port=self.listener.port if self.listener else None,
             version=__version__,
         )
@@ -223,6 +224,7 @@ class Daemon:
         self._loop_task(loops.STALL_SECONDS, "stalls", lambda: loops.end_stalls(self.source))
         self._loop_task(loops.IDLE_SECONDS, "connections", lambda: loops.close_idle(self.source))
         self._loop_task(loops.XET_IDLE_SECONDS, "xet", lambda: loops.end_idle_process(self.xet, self.pools))
+        self._loop_task(loops.TROUBLE_SECONDS, "troubles", loops.TroubleTeller(self.core.degraded).look)
         self.prefetcher = Prefetcher(self.cache)
         self._loop_task(loops.LIST_SECONDS, "model list", self.prefetcher.look, self.prefetcher.soon)
         self.tasks.append(asyncio.create_task(self.prefetcher.work(), name="prefetch"))

@@ -72,8 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load(given.config, flags)
         return _check(config) if given.check else _run(config, given.config, flags)
     except ConfigError as error:
+        from modelcached.telemetry.logs import error_prefix  # noqa: PLC0415 - see _run
+
         for line in str(error).splitlines():
-            sys.stderr.write(f"modelcached: {line}\n")
+            sys.stderr.write(f"{error_prefix()}modelcached: {line}\n")
         return EXIT_CONFIG
 
 

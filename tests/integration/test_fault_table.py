@@ -98,13 +98,15 @@ def test_a_bad_token_of_the_daemon_costs_only_what_needs_it(
     assert "rejects the token" in asked.text
     assert "hub.token_file" in asked.text
     assert any("rejects the token" in why for why in node.status().degraded)
-    (warned,) = node.log_lines("the daemon's own token is no good")
-    assert warned["level"] == "warning"
+    node.wait_until(lambda: node.log_lines("degraded"), 5, "the log says so too")
+    (warned,) = node.log_lines("degraded")
+    assert (warned["level"], warned["topic"]) == ("warning", "token")
 
     hub.tokens.add("hf_right")
     token_file.write_text("hf_right\n")
     node.ensure("org/gated")
     assert not node.status().degraded
+    node.wait_until(lambda: node.log_lines("no longer degraded"), 5, "and that it is over")
 
     hub.tokens.discard("hf_right")  # revoked
     node.terminate()

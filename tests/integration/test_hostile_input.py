@@ -107,7 +107,22 @@ def test_a_refusal_stands_in_the_log_once(hub: Hub, guarded: Node) -> None:
     (line,) = guarded.log_lines("refused")
     assert (line["call"], line["reason"]) == ("PinModel", "MODEL_NOT_CACHED")
     (line,) = guarded.log_lines("ensured")
-    assert line["reason"] == "REPO_NOT_FOUND"
+    assert (line["level"], line["reason"]) == ("info", "REPO_NOT_FOUND")
+    hub.create_repo("org/there").commit({"config.json": b"{}", "model.safetensors": b"x" * 1000})
+    hub.stop()
+    assert guarded.run("ensure-model", "org/there").returncode == 69
+    (line,) = [line for line in guarded.log_lines("ensured") if line["models"] == ["org/there@main"]]
+    assert (line["level"], line["reason"]) == ("warning", "UPSTREAM_UNAVAILABLE")
+
+
+def test_a_download_says_when_it_begins(hub: Hub, guarded: Node) -> None:
+    hub.create_repo("org/tiny").commit(tiny_llama())
+    guarded.ensure("org/tiny")
+    (line,) = guarded.log_lines("fetching")
+    assert line["model"].startswith("org/tiny@")
+    assert (line["kept_bytes"], line["waiters"], line["bytes"] > 0) == (0, 1, True)
+    guarded.ensure("org/tiny")
+    assert len(guarded.log_lines("fetching")) == 1
 
 
 def test_operators_are_held_to_the_same_rules(guarded: Node) -> None:

@@ -238,7 +238,7 @@ def test_a_caller_that_goes_leaves_the_line(hub: Hub, one_at_a_time: Node) -> No
     assert third.is_ready()
     node.wait_until(lambda: node.metric("modelcached_transfers") == 0, SECONDS, "nothing is on its way")
     assert weights_sent(hub, "gone") == 0
-    assert "background assembly failed" not in node.log_text()
+    assert "a download that nobody waits for failed" not in node.log_text()
     node.assert_disk_truth()
 
 

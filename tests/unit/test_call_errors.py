@@ -46,9 +46,20 @@ async def test_a_caller_that_went_while_it_was_told_something_is_no_error() -> N
     assert await end(cygrpc.ExecuteBatchError("execute_batch")) == (None, asyncio.CancelledError, [])
 
 
-async def test_a_refusal_is_told_and_not_logged_here() -> None:
+async def test_a_refusal_is_told_and_logged() -> None:
     told = await end(CacheError(Reason.IN_USE, "it is in use"))
-    assert told == (grpc.StatusCode.FAILED_PRECONDITION, grpc.aio.AbortError, [])
+    assert told == (grpc.StatusCode.FAILED_PRECONDITION, grpc.aio.AbortError, ["refused"])
+
+
+async def test_a_refusal_that_stands_in_the_log_is_not_logged_again() -> None:
+    error = CacheError(Reason.IN_USE, "it is in use")
+    error.is_logged = True
+    assert await end(error) == (grpc.StatusCode.FAILED_PRECONDITION, grpc.aio.AbortError, [])
+
+
+@pytest.mark.parametrize("reason", [Reason.OVERLOADED, Reason.SHUTTING_DOWN])
+async def test_what_meets_all_calls_at_once_is_not_logged_for_each(reason: Reason) -> None:
+    assert (await end(CacheError(reason, "all of them")))[2] == []
 
 
 async def test_what_nobody_expected_is_told_and_logged() -> None:

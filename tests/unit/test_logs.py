@@ -13,6 +13,7 @@ import pytest
 import structlog
 from modelcached.cache.requests import Phase, Progress, Transfer
 from modelcached.config import LogSection
+from modelcached.main import main
 from modelcached.model import Commit, RepoId, SnapshotId
 from modelcached.telemetry import logs
 from modelcached.upkeep.loops import ProgressTeller
@@ -49,6 +50,15 @@ def test_under_the_journal_each_line_begins_with_its_priority(
     written = (tmp_path / "journal").read_text()
     assert written.startswith(f"<{priority}>{{")
     assert json.loads(written[3:])["event"] == "something"
+
+
+def test_prose_is_an_error_for_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "journal").open("w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        status = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        assert main(["--budget", "much"]) == 78
+    assert (tmp_path / "journal").read_text().startswith("<3>modelcached: the command line: cache.budget: ")
 
 
 def test_elsewhere_no_line_has_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

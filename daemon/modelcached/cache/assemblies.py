@@ -94,7 +94,9 @@ class Assemblies:
                 if error is None and not task.cancelled() and (done := assembly.fetched()) is not None:
                     self._core.observe(done)
                 if error is not None and not (assembly.waiters or assembly.attended or assembly.ending):
-                    log.warning("background assembly failed", model=assembly.holder, why=str(error))
+                    own_end = isinstance(error, CacheError) and error.reason is Reason.SHUTTING_DOWN
+                    tell = log.debug if own_end else log.warning
+                    tell("a download that nobody waits for failed", model=assembly.holder, why=str(error))
 
             assembly.task.add_done_callback(over)
         else:

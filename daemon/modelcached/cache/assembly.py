@@ -290,6 +290,7 @@ class Assembly:
                             self._took_off_at = time.monotonic()
                             self._take_off(reservation)
                             self.phase = Phase.DOWNLOADING
+                            self._tell_of_begin()
                             await self._land()
                     if reservation is None and self._modest == refusal.modest:
                         await self._step_aside(refusal, may_change)
@@ -318,6 +319,18 @@ class Assembly:
                 finally:
                     if reservation is not None:
                         reservation.release()
+
+    def _tell_of_begin(self) -> None:
+        started = sum(tally.started for tally in self.tallies.values())
+        if started and self.publishes:
+            log.info(
+                "fetching",
+                model=self.holder,
+                files=started,
+                bytes=sum(flight.size_bytes for flight in self.joined.values()),
+                kept_bytes=sum(self._resumable.values()),
+                waiters=self.waiters,
+            )
 
     async def _verify(self, want: Want) -> None:
         def tell(detail: str) -> None:

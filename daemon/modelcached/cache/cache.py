@@ -64,7 +64,7 @@ from modelcached.cache.shelf import Shelf
 from modelcached.cache.want import Want, missing, names_of
 from modelcached.cache.wanting import Wanting
 from modelcached.catalog import Catalog
-from modelcached.errors import CacheError, Reason
+from modelcached.errors import CacheError, Code, Reason
 from modelcached.events import OperatorActed, RequestEnded
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.use import Pin, PinOwner
@@ -74,6 +74,9 @@ from modelcached.sources.upstream import Upstream
 from modelcached.transfer.flights import Flights
 
 log = structlog.get_logger()
+
+_CALLERS_OWN = (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.PERMISSION_DENIED, Code.CANCELLED)
+"""Told for information; for the rest the node, its disk or its network is to blame."""
 
 
 class Cache:
@@ -116,20 +119,22 @@ class Cache:
         ``source``: where they are taken from instead of upstream. Raises CacheError.
         """
         began = time.monotonic()
-        outcome, reason, message, why = "error", Reason.INTERNAL.value, "", ""
+        outcome, reason, message, why, serious = "error", Reason.INTERNAL.value, "", "", True
         try:
             ready = await self._unless_stopped(self._ensure(request, watch, pod_seen, source))
             outcomes = [model.outcome for model in ready.models]
             worst = next(o for o in (Outcome.DOWNLOADED, Outcome.JOINED, Outcome.HIT) if o in outcomes)
-            outcome, reason = worst.value, ""
+            outcome, reason, serious = worst.value, "", False
         except asyncio.CancelledError:
-            outcome, reason = "cancelled", ""
+            outcome, reason, serious = "cancelled", "", False
             raise
         except CacheError as error:
             reason, message, why = error.reason.value, error.message, error.text
             if error.reason is Reason.TOKEN_REJECTED and request.token is None:
                 self.core.own_token.rejected(error)  # a transfer's answer: the next request does without
             error.is_logged = True
+            own = error.entry.code in _CALLERS_OWN or (error.reason is Reason.TOKEN_REJECTED and request.token)
+            serious = not own and error.reason is not Reason.SHUTTING_DOWN
             raise
         finally:
             seconds = time.monotonic() - began
@@ -139,9 +144,15 @@ class Cache:
             if source is not None and reason == Reason.DIGEST_MISMATCH.value:
                 reason = Reason.INVALID_REQUEST.value
             self.core.observe(RequestEnded(outcome, reason, seconds, models, holder, request.request_id, message))
-            level = "debug" if outcome == "hit" else "info"
-            getattr(log, level)(
-                "ensured", models=models, outcome=outcome, reason=reason, why=why, seconds=round(seconds, 3)
+            tell = log.debug if outcome == "hit" else log.warning if serious else log.info
+            tell(
+                "ensured",
+                models=models,
+                outcome=outcome,
+                reason=reason,
+                why=why,
+                holder=holder,
+                seconds=round(seconds, 3),
             )
         return ready
 

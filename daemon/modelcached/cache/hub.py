@@ -76,7 +76,7 @@ class HubKeeper:
         self._told, self._named_at = "", float("-inf")
         core.hub_trouble = ""
         core.degraded.pop("hub", None)
-        log.warning("hub/ is as it should be again", directory=core.layout.hub)
+        log.info("hub/ is as it should be again", directory=core.layout.hub)
         return HubSight.NEW
 
     async def _accept(self, now: Identity) -> None:

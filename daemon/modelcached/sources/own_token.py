@@ -6,12 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import structlog
-
 from modelcached.errors import CacheError, Reason
 from modelcached.model import is_token
-
-log = structlog.get_logger()
 
 _AGAIN_SECONDS = 60.0
 """A rejected token is tried again so soon: who has it may have made it valid again."""
@@ -85,6 +81,4 @@ class OwnToken:
         if trouble is None:
             self._tell("")
             return
-        text = f"{trouble.message}; gated and private models come from the cache alone until it is replaced"
-        log.warning("the daemon's own token is no good", why=text)
-        self._tell(text)
+        self._tell(f"{trouble.message}; gated and private models come from the cache alone until it is replaced")

@@ -37,6 +37,11 @@ def into_journal() -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
+def error_prefix() -> str:
+    """Before a line of prose, so that the journal files it as an error; nothing elsewhere."""
+    return f"<{_PRIORITIES['error']}>" if into_journal() else ""
+
+
 def _with_priority(renderer: Any) -> Any:
     """Each line begins with its priority, which journald takes off and files it under (sd-daemon(3))."""
 

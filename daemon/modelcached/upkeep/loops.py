@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 import structlog
@@ -32,6 +32,7 @@ LEFTOVER_SECONDS = 60.0
 WATERMARK_SECONDS = 5.0
 SCRUB_SECONDS = 5.0
 """How soon the scrub sees that something is due."""
+TROUBLE_SECONDS = 1.0
 WATCH_SECONDS = 0.5
 STALL_SECONDS = 1.0
 IDLE_SECONDS = 10.0
@@ -121,7 +122,24 @@ class LeaseKeeper:
             degraded[topic] = f"{self._pods.path} shows no pod that is known to be there: pod leases do not end"
         if healthy != self._witness_healthy:
             self._witness_healthy = healthy
-            log.warning("pods directory", healthy=healthy, directory=str(self._pods.path))
+            log.info("pods directory", healthy=healthy, directory=str(self._pods.path))  # degraded tells the rest
+
+
+class TroubleTeller:
+    """A line for each trouble that comes or goes, whatever found it: who reads logs sees no status."""
+
+    def __init__(self, degraded: Mapping[str, str]) -> None:
+        self._degraded = degraded
+        self._told: set[str] = set()
+
+    async def look(self) -> None:
+        """Once."""
+        now = dict(self._degraded)
+        for topic in sorted(now.keys() - self._told):
+            log.warning("degraded", topic=topic, why=now[topic])
+        for topic in sorted(self._told - now.keys()):
+            log.info("no longer degraded", topic=topic)
+        self._told = set(now)
 
 
 class ProgressTeller:
