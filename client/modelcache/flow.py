@@ -136,6 +136,7 @@ def _tell(task: Run, ready: cache_pb2.Ready) -> list[Answer]:
         if answer.stale:
             task.reporter.warn(f"{answer.repo_id}: upstream did not answer; {answer.commit} is the newest known commit")
     _check_visible(task, ready, hub, told)
+    _check_lease(task, ready)
     paths = "".join(f"{answer.path}\n" for answer in told)
     try:
         if options.output:
@@ -176,6 +177,20 @@ def _check_visible(task: Run, ready: cache_pb2.Ready, hub: HubDirectory, told: l
         f"{missing[0]} is not visible here: the hub directory is {hub.path} (from {hub.origin});"
         f" mount the daemon's {ready.hub_dir} there, or name its mount with --hub-dir"
     )
+
+
+def _check_lease(task: Run, ready: cache_pb2.Ready) -> None:
+    """A pod that its lease does not last as long as would lose its model's cover in the middle of its life."""
+    if ready.lease.kind != common_pb2.LEASE_KIND_TTL:
+        return
+    if task.options.pod_uid:
+        why = f"the daemon sees no pod {task.options.pod_uid} (leases.kubelet_pods_dir)"
+    elif "KUBERNETES_SERVICE_HOST" in task.environ:
+        why = "POD_UID is not set"
+    else:
+        return
+    expires = ready.lease.expires_at.ToJsonString()
+    task.reporter.warn(f"{why}: the lease ends at {expires}, however long the pod runs; or keep it with --hold")
 
 
 def _print(text: str) -> None:

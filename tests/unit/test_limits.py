@@ -29,3 +29,17 @@ def test_inodes_are_left_to_the_kubelet_and_to_the_daemon_itself(
     with a_core(tmp_path, []) as core:
         core.apply_limits(Config().cache, Filesystem(TB, TB, inodes, inodes), kubelet)
         assert core.space.limits.min_free_inodes == kept
+
+
+async def test_a_kubelet_that_comes_later_is_left_its_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pods = tmp_path / "pods"
+    monkeypatch.setattr("modelcached.cache.core.KUBELET_DIRECTORIES", (str(pods),))
+    with a_core(tmp_path, []) as core:
+        core.apply_limits(core.config.cache, await core.filesystem(), core.kubelet())
+        alone = core.space.limits.min_free_bytes
+        pods.mkdir()
+        await core.look_for_kubelet()
+        assert core.space.limits.min_free_bytes > alone
+        pods.rmdir()
+        await core.look_for_kubelet()
+        assert core.space.limits.min_free_bytes == alone

@@ -114,6 +114,8 @@ class Core:
     snapshots: SnapshotStore = field(init=False)
     ballast: Ballast = field(init=False)
     own_token: OwnToken = field(init=False)
+    _neighbour: str | None = None
+    """The directory of the kubelet's that the limits were made for."""
 
     def __post_init__(self) -> None:
         """The stores share the disk's seam and the layout; the limits are those of the settings in force."""
@@ -157,6 +159,16 @@ class Core:
             )
         beside = int((disk.inodes or 0) * KUBELET_WANTS_INODES) if kubelet is not None else 0
         self.space.limits = Limits(budget, min_free, SET_ASIDE_BYTES, max(SET_ASIDE_INODES, beside))
+        self._neighbour = kubelet
+
+    async def look_for_kubelet(self) -> None:
+        """One that came after we did, or went, changes what is left to it."""
+        kubelet = await self.pools.on_disk(self.kubelet)
+        if (kubelet is None) == (self._neighbour is None):
+            return
+        self.apply_limits(self.config.cache, await self.filesystem(), kubelet)
+        kept = self.space.limits.min_free_bytes
+        log.info("the kubelet came or went on the cache's filesystem", directory=kubelet or "", min_free_bytes=kept)
 
     def kubelet(self) -> str | None:
         """A directory of the kubelet or its container runtime on the cache's filesystem. Blocking."""

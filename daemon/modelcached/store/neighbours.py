@@ -5,8 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-KUBELET_DIRECTORIES = ("/var/lib/kubelet", "/var/lib/containerd", "/var/lib/rancher", "/var/lib/docker")
-"""Of the kubelet and of container runtimes: nodefs and imagefs, in its words."""
+KUBELET_DIRECTORIES = (
+    "/var/lib/kubelet",
+    "/var/lib/containerd",
+    "/var/lib/rancher",
+    "/var/lib/docker",
+    "/dev/termination-log",
+)
+"""Of the kubelet and of container runtimes: nodefs and imagefs, in its words.
+
+The last is what a container sees of the kubelet's where nothing else is mounted: a file of its own pods directory
+(kuberuntime_container.go, makeMounts).
+"""
 
 
 def kubelet_directory(path: str, others: Iterable[str]) -> str | None:

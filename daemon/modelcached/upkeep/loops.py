@@ -176,6 +176,7 @@ async def sweep_leftovers(core: Core) -> None:
         return
     async with core.admission:
         await drop_leftovers(core, None, expired_only=True)
+    await core.look_for_kubelet()
     await core.pools.on_disk(core.ballast.fill)  # an earlier full disk may have cost it
     await core.measure("private")
 

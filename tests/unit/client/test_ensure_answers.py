@@ -172,6 +172,25 @@ def test_the_lease_is_asked_for_with_the_pods_uid_and_a_holder(daemon, ensure_mo
     assert (lease.pod_uid, lease.holder, lease.stream) == ("uid-1", "team a", False)
 
 
+@pytest.mark.parametrize(
+    ("environ", "flags", "warned"),
+    [
+        ({"POD_UID": "uid-1"}, [], "the daemon sees no pod uid-1 (leases.kubelet_pods_dir): the lease ends at 2026-"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, [], "POD_UID is not set: the lease ends at 2026-"),
+        ({}, [], ""),
+        ({"POD_UID": "uid-1"}, ["--hold", "--", "true"], ""),
+    ],
+)
+def test_a_pod_that_its_lease_does_not_last_as_long_as_is_warned(daemon, ensure_model, environ, flags, warned):
+    if not flags:
+        daemon.lease = common_pb2.Lease(id="lease-1", kind=common_pb2.LEASE_KIND_TTL)
+        daemon.lease.expires_at.FromJsonString("2026-01-02T00:00:00Z")
+    status, _, err = ensure_model("org/name", *flags, **environ)
+    assert status == 0
+    assert warned in err
+    assert ("the lease ends at" in err) is bool(warned)
+
+
 def test_a_stale_answer_is_a_warning(daemon, ensure_model):
     def on_ensure(request, _context):
         yield daemon.ready(request, stale=True)
