@@ -89,6 +89,13 @@ def test_a_model_that_is_named_is_fetched_in_part_and_read_offline(hub: Hub, nod
     assert node.ctl("leases") == []
 
 
+def test_a_download_that_is_refused_is_told_with_one_mend(node: Node) -> None:
+    done = node.run("cachectl", "doctor", "--model", "org/nowhere", "--json")
+    (found,) = [finding for finding in json.loads(done.stdout) if finding["check"] == "download"]
+    assert found["level"] == "failure"
+    assert found["mend"] not in found["text"]
+
+
 def test_a_directory_that_others_cannot_enter_is_named(hub: Hub, node: Node) -> None:
     open_to_all(node.hub_dir)
     node.cache_dir.chmod(0o700)

@@ -82,7 +82,8 @@ def _download(session: Session, model: common_pb2.ModelReference) -> Iterator[ad
         session.admin.cache.release(ready.lease.id)
     except ModelCacheError as error:
         level = _SKIPPED if error.reason == Reason.EMPTY_SELECTION else _FAILURE  # a repository of GGUF files alone
-        yield admin_pb2.Finding(level=level, check="download", text=error.message, mend=error.mend)
+        text = error.message.removesuffix(f"; {error.mend}")  # which stands below it
+        yield admin_pb2.Finding(level=level, check="download", text=text, mend=error.mend)
         return
     (served,) = ready.models
     seconds = time.monotonic() - began

@@ -16,6 +16,8 @@ from modelcache.client import reference
 from modelcache.units import format_size
 from modelcache.v1 import admin_pb2, cache_pb2, common_pb2
 
+_OUTCOMES = {"downloaded": "imported", "hit": "was cached already, the folder was not needed"}
+
 
 @click.command("import", epilog="Example: cachectl import ~/.cache/huggingface Qwen/Qwen2.5-7B-Instruct")
 @click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
@@ -39,10 +41,12 @@ def import_model(
     """Take a model into the cache from a plain folder, or from a cache of huggingface_hub's.
 
     The Hub says what the model is; where it is silent, a cache of huggingface_hub's or what `hf download --local-dir`
-    made says it itself. The files come from FOLDER, as the daemon sees it, and each is checked against its digest:
-    cloned where the filesystem shares blocks, else copied (a file that is the daemon's own and read-only is linked: do
-    not write it any more). With --move they are not copied where they lie on the
-    cache's filesystem, and go from FOLDER when the model is whole here. Without it FOLDER stays as it is.
+    made says it itself. A model that the Hub does not know is taken only with hub.offline set.
+
+    The files come from FOLDER, as the daemon sees it, and each is checked against its digest: cloned where the
+    filesystem shares blocks, else copied (a file that is the daemon's own and read-only is linked: do not write it any
+    more). With --move they are not copied where they lie on the cache's filesystem, and go from FOLDER when the model
+    is whole here. Without it FOLDER stays as it is.
     """
     if profile and (include or exclude):
         raise click.UsageError("--profile and --include/--exclude exclude each other")
@@ -56,7 +60,7 @@ def import_model(
     asked = session.admin.import_model(
         str(folder.absolute()), wanted, lease, move=move, with_files=has_bars(session), ended=removed.CopyFrom
     )
-    told = followed(session, spelt(model), asked)
+    told = followed(session, spelt(model), asked, _OUTCOMES)
     if move:
         session.say(f"{folder}: {format_size(removed.removed_bytes)} removed")
     for path in removed.kept_paths:

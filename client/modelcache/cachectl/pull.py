@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -66,14 +66,20 @@ def _pull_one(session: Session, model: common_pb2.ModelReference) -> list[Told]:
     return followed(session, spelt(model), asked)
 
 
-def followed(session: Session, name: str, asked: Stream[EnsureEvent]) -> list[Told]:
-    """Shows how it goes, gives the lease back, prints the paths; what --json prints."""
+def followed(
+    session: Session, name: str, asked: Stream[EnsureEvent], words: Mapping[str, str] | None = None
+) -> list[Told]:
+    """Shows how it goes, gives the lease back, prints the paths; what --json prints.
+
+    ``words``: what an outcome is called here, where that is not its own name.
+    """
     with _watching(session, name) as watch:
         ready = ready_of(asked, watch)
     _release(session, ready.lease.id)
     told = answers(ready, hub_directory(None, {}, ready.hub_dir))
     for answer in told:
-        session.say(f"{answer.repo_id}: {answer.outcome}, {format_size(answer.bytes_total)}")
+        outcome = (words or {}).get(answer.outcome, answer.outcome)
+        session.say(f"{answer.repo_id}: {outcome}, {format_size(answer.bytes_total)}")
         if not session.json:
             click.echo(answer.path)
     return [answer.as_dict() for answer in told]

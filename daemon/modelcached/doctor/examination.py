@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from modelcached import __version__
 from modelcached.cache.core import PODS_DIRECTORY, Core
@@ -13,6 +14,7 @@ from modelcached.doctor.finding import Finding, failure, ok, skipped
 from modelcached.ledger.leases import LeaseKind
 from modelcached.model import RepoId
 from modelcached.sources.hub import HubApi
+from modelcached.units import format_duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,8 @@ class Doctor:
     async def examine(self, repo_id: RepoId | None) -> AsyncIterator[Finding]:
         """One finding after the other; ``repo_id``: whose access is tried, too."""
         core, config = self._core, self._core.config
-        hours = (time.monotonic() - self._around.began_at) / 3600
-        yield ok("daemon", f"modelcached {__version__}, up for {hours:.1f} h")
+        up = timedelta(seconds=round(time.monotonic() - self._around.began_at))
+        yield ok("daemon", f"modelcached {__version__}, up for {format_duration(up)}")
         for finding in node.troubles(core.degraded.values()):
             yield finding
         for check in self._disk_checks():

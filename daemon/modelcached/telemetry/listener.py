@@ -57,7 +57,7 @@ class Listener:
                     serving = ready()
                     self._answer(200 if serving else 503, b"ok\n" if serving else b"not serving\n")
                 else:
-                    self._answer(404, b"/metrics, /healthz or /readyz\n")
+                    self._answer(404, b"/, /status.json, " * (shown is not None) + b"/metrics, /healthz or /readyz\n")
 
             def _answer_from_loop(self, make: Callable[[], bytes], content_type: str) -> None:
                 try:
