@@ -77,7 +77,7 @@ def commands() -> str:
     """Each verb's help, and an example of its JSON."""
     samples = runpy.run_path(str(HERE / "samples.py"))["JSON"]
     parts = []
-    for name in sorted(cli.commands):
+    for name in cli.list_commands(None):
         shown = CliRunner().invoke(cli, [name, "--help"], prog_name="cachectl", terminal_width=80)
         parts.append(f"\n## `cachectl {name}`\n\n```text\n{shown.output.rstrip()}\n```\n")
         if name in samples:

@@ -147,13 +147,19 @@ class Client:
 
     def list_models(self) -> Iterator[common_pb2.Model]:
         """All that is cached, page after page, in order of repository and commit."""
-        token = ""
-        while True:
-            page = answer(self._stub.ListModels, cache_pb2.ListModelsRequest(page_size=_PAGE_SIZE, page_token=token))
+        asked: grpc.Future[cache_pb2.ListModelsResponse] | None = self._page("")
+        while asked is not None:
+            try:
+                page = asked.result()
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+            # The daemon makes the next one while the caller looks at this one.
+            asked = self._page(page.next_page_token) if page.next_page_token else None
             yield from page.models
-            token = page.next_page_token
-            if not token:
-                return
+
+    def _page(self, token: str) -> grpc.Future[cache_pb2.ListModelsResponse]:
+        request = cache_pb2.ListModelsRequest(page_size=_PAGE_SIZE, page_token=token)
+        return self._stub.ListModels.future(request, timeout=ANSWER_SECONDS)
 
     def renew(self, lease_id: str) -> common_pb2.Lease:
         """Starts a ttl lease's time anew. Raises LEASE_NOT_FOUND."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import sys
@@ -10,22 +11,7 @@ import sys
 import click
 import grpc
 
-from modelcache.cachectl.config import config
-from modelcache.cachectl.doctor import doctor
-from modelcache.cachectl.events import events
-from modelcache.cachectl.evict import evict
-from modelcache.cachectl.export import export
-from modelcache.cachectl.gc import gc
-from modelcache.cachectl.import_model import import_model
-from modelcache.cachectl.keep import cancel, pin, release, unpin
-from modelcache.cachectl.listing import leases, ls
-from modelcache.cachectl.plan import plan
-from modelcache.cachectl.pull import pull
 from modelcache.cachectl.session import LocalDiskError, Session
-from modelcache.cachectl.show import show
-from modelcache.cachectl.status import status
-from modelcache.cachectl.top import top
-from modelcache.cachectl.verify import verify
 from modelcache.connection import DEFAULT_ADMIN_ADDRESS, AddressError, explain_unreachable
 from modelcache.errors import ModelCacheError
 from modelcache.output import BadAnswerError
@@ -35,7 +21,37 @@ EXIT_INTERRUPTED = 130
 EXIT_IO = 74
 
 
-@click.group(invoke_without_command=True, epilog="Example: cachectl status")
+_MODULES = {
+    **{verb: verb for verb in ("config", "doctor", "events", "evict", "export", "gc", "plan", "pull")},
+    **{verb: verb for verb in ("show", "status", "top", "verify")},
+    **dict.fromkeys(("ls", "leases"), "listing"),
+    **dict.fromkeys(("cancel", "pin", "release", "unpin"), "keep"),
+    "import": "import_model",
+}
+"""Where each verb is: one is loaded alone, for all of them take longer than most answers."""
+
+
+class Verbs(click.Group):
+    """As click's own, loaded when they are wanted (its documentation, "Lazily Loading Subcommands")."""
+
+    def list_commands(self, ctx: click.Context | None) -> list[str]:
+        """All of them, by name."""
+        del ctx
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
+        """None where there is none of that name."""
+        del ctx
+        module = _MODULES.get(cmd_name)
+        if module is None:
+            return None
+        name = "import_model" if cmd_name == "import" else cmd_name  # a word of Python's
+        found = getattr(importlib.import_module(f"modelcache.cachectl.{module}"), name)
+        assert isinstance(found, click.Command)
+        return found
+
+
+@click.group(cls=Verbs, invoke_without_command=True, epilog="Example: cachectl status")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; before or after the verb.")
 @click.option(
     "--address",
@@ -57,12 +73,6 @@ def cli(context: click.Context, as_json: bool, address: str | None) -> int:
         click.echo(context.get_help(), err=True)
         return EXIT_USAGE
     return 0
-
-
-_LOOKING = (status, top, ls, show, leases, events, plan, verify, config, doctor)
-_CHANGING = (pull, import_model, export, cancel, evict, gc, pin, unpin, release)
-for _verb in (*_LOOKING, *_CHANGING):
-    cli.add_command(_verb)
 
 
 def run(arguments: list[str]) -> int:

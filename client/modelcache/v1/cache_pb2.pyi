@@ -350,7 +350,7 @@ class ListModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """0 means 100; the most is 1000."""
+    """0 means 100; the most is 500, for a page is made in one step."""
     page_token: _builtins.str
     def __init__(
         self,

@@ -64,8 +64,7 @@ class Shelf:
         core, refs, books = self._core, self._core.refs(), eviction.shares(self._core)
         listed = []
         for snapshot in snapshots:
-            repo = core.index.repo(snapshot.id.repo_id)
-            blobs = [repo.blobs[digest] for digest in snapshot.digests if digest in repo.blobs]
+            size, alone = books.sizes(eviction.candidate(snapshot))
             usage = core.use.usage.get(snapshot.id)
             listed.append(
                 CachedModel(
@@ -73,8 +72,8 @@ class Shelf:
                     core.layout.snapshot_path(snapshot.id),
                     tuple(core.index.revisions(snapshot.id)),
                     tuple(sorted(snapshot.record.selections)) if snapshot.record else (),
-                    sum({blob.stamp.inode: blob.allocated_bytes for blob in blobs}.values()),
-                    books.alone(eviction.candidate(snapshot)),
+                    size,
+                    alone,
                     usage.used_at if usage else None,
                     bool(core.use.pins_on(snapshot.id, refs)),
                     tuple(lease.id for lease in core.use.leases_on(snapshot.id, refs)),

@@ -74,11 +74,33 @@ class Shares:
         self._books: dict[RepoId, Books] = {}
         self._names_gone: Counter[int] = Counter()
 
-    def alone(self, candidate: Candidate) -> int:
-        """What du would lose if only the candidate went."""
+    def sizes(self, candidate: Candidate) -> tuple[int, int]:
+        """What du sees of the candidate's blobs, and what it would lose if only the candidate went.
+
+        In one pass, for a list has thousands of them.
+        """
         books = self._of(candidate.id.repo_id)
-        freed, _, _ = self._freed(books, [digest for digest in candidate.digests if books.users[digest] <= 1])
-        return candidate.own_bytes + freed
+        users, blobs = books.users.get, books.blobs.get
+        size = freed = 0
+        several: dict[int, tuple[int, int]] = {}
+        gone: Counter[int] = Counter()
+        for digest in candidate.digests:
+            blob = blobs(digest)
+            if blob is None:
+                continue
+            own = users(digest, 0) <= 1
+            if blob.link_count > 1:
+                several[blob.inode] = blob.allocated_bytes, blob.link_count
+                gone[blob.inode] += own
+                continue
+            size += blob.allocated_bytes
+            if own:
+                freed += blob.allocated_bytes
+        for inode, (allocated, names) in several.items():
+            size += allocated
+            if gone[inode] + self._names_gone[inode] == names:
+                freed += allocated
+        return size, candidate.own_bytes + freed
 
     def remove(self, candidate: Candidate) -> Victim:
         """Takes the candidate away; what du loses by that."""

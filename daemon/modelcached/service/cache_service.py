@@ -26,7 +26,7 @@ PROGRESS_SECONDS = 0.5
 """How often a stream looks at its request; a reader that is slower sees fewer steps."""
 FIRST_SECONDS = 0.1
 """When it looks for the first time."""
-_DEFAULT_PAGE, _MAX_PAGE = 100, 1000
+_DEFAULT_PAGE, _MAX_PAGE = 100, 500
 
 
 class CacheService(cache_pb2_grpc.CacheServiceServicer):
