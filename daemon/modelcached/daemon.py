@@ -51,7 +51,8 @@ from modelcached.telemetry import logs, page
 from modelcached.telemetry.lag import LoopLag
 from modelcached.telemetry.listener import Listener, Page
 from modelcached.telemetry.metrics import Metrics
-from modelcached.transfer.flights import Flights, TransferLimits
+from modelcached.transfer.flights import Flights
+from modelcached.transfer.movers import TransferLimits
 from modelcached.transfer.pace import RateLimiter
 from modelcached.upkeep import loops, systemd
 from modelcached.upkeep.file_watch import FileWatcher

@@ -33,7 +33,8 @@ from modelcached.sources.endpoints import Endpoints
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
 from modelcached.store.owner import OwnerLock, prepare
-from modelcached.transfer.flights import Flights, TransferLimits
+from modelcached.transfer.flights import Flights
+from modelcached.transfer.movers import TransferLimits
 from modelcached.transfer.pace import RateLimiter
 
 from .world import ENDPOINT, FakeUpstream, Model, profile_of

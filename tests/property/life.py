@@ -36,7 +36,8 @@ from modelcached.pools import Pools, Threads
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
 from modelcached.store.owner import OwnerLock, prepare
-from modelcached.transfer.flights import Flights, TransferLimits
+from modelcached.transfer.flights import Flights
+from modelcached.transfer.movers import TransferLimits
 from modelcached.transfer.pace import RateLimiter
 from modelcached.upkeep.loops import LeaseKeeper
 from modelcached.upkeep.pods import PodsDirectory

@@ -30,7 +30,8 @@ from modelcached.store.partials import PartialStore
 from modelcached.transfer import flights as module
 from modelcached.transfer import flushing, patience
 from modelcached.transfer.flight import STEP_BYTES, Flight
-from modelcached.transfer.flights import Flights, TransferLimits
+from modelcached.transfer.flights import Flights
+from modelcached.transfer.movers import TransferLimits
 from modelcached.transfer.pace import RateLimiter
 
 MIB = 1 << 20
@@ -305,7 +306,7 @@ async def test_one_429_holds_back_every_flight_until_its_time(tmp_path: Path, cl
     async with bench(tmp_path, connections=1) as it:
         limited, other = origin(10, seed=1), origin(10, seed=2)
         waits: list[float] = []
-        it.flights.cooldown = SimpleNamespace(  # type: ignore[assignment]
+        it.flights._movers.cooldown = SimpleNamespace(  # type: ignore[assignment]
             extend=lambda delay: waits.append(delay.total_seconds()), seconds_left=0.0
         )
 
@@ -316,7 +317,7 @@ async def test_one_429_holds_back_every_flight_until_its_time(tmp_path: Path, cl
         limited.behave = refuse
         await landed(it.start(limited))
         assert waits == [1.0]
-        it.flights.cooldown = SimpleNamespace(extend=None, seconds_left=7.0)  # type: ignore[assignment]
+        it.flights._movers.cooldown = SimpleNamespace(extend=None, seconds_left=7.0)  # type: ignore[assignment]
         with pytest.raises(CacheError, match=r"no request for 7 s, transfer.retry_timeout is 6 s") as caught:
             await landed(it.start(other))
         assert caught.value.reason is Reason.RATE_LIMITED

@@ -1,71 +1,41 @@
-"""Single flight, parts and retries: every blob that is missing is fetched once, by all connections together.
+"""Single flight: every blob that is missing is fetched once, hashed as it comes, tried from each origin.
 
-The next free connection takes the part that is wanted most; see queue.py.
+Its parts are moved by all connections together; see movers.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import itertools
-import math
 import os
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import TypeVar
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type
 
 from modelcached.errors import CacheError, Reason
-from modelcached.events import BytesReceived, FirstByteCame, FlightFailed, Observer, RangeRetried, RateLimited
+from modelcached.events import FirstByteCame, FlightFailed, Observer
 from modelcached.model import Digest, RepoId
 from modelcached.pools import Pools
-from modelcached.sources.abort import Abort, AbortedError
-from modelcached.sources.faults import TransientError
 from modelcached.sources.origin import LocalOrigin, Origin, OriginFailedError
-from modelcached.store.disk import storage_error
 from modelcached.store.partials import Partial, PartialStore
 from modelcached.store.taking import Taken, TakenAwayError
 from modelcached.transfer.flight import SMALL_BYTES, STEP_BYTES, Flight, Part, Stage
 from modelcached.transfer.flushing import HASH_AHEAD_BYTES, Flushing
 from modelcached.transfer.full_disk import MakeRoom, with_room
 from modelcached.transfer.hashing import hash_partial, matches, new_hasher
-from modelcached.transfer.pace import Cooldown, RateLimiter
-from modelcached.transfer.patience import Patience
-from modelcached.transfer.queue import WorkQueue
+from modelcached.transfer.movers import Movers, TransferLimits
+from modelcached.transfer.pace import RateLimiter
+from modelcached.transfer.verdict import ContentError, explained
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
 _HASH_STEP_BYTES = 32 << 20
-_ELSEWHERE_SECONDS = 20.0
-"""How long an origin is tried for without progress when there is another."""
 _STOP_SECONDS = 5.0
-_SAME_SECONDS = 0.5
-"""Connections that meet a 429 at the same time want nearly the same wait: it is told once."""
-
-
-@dataclass(frozen=True, slots=True)
-class TransferLimits:
-    """How much and how long."""
-
-    connections: int
-    retry_timeout: timedelta
-    """A part that makes no progress for this long, over all its tries, fails its flight."""
-
-
-class ContentError(Exception):
-    """The whole file must be fetched again: what there is cannot be right."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
 
 
 class Flights:
@@ -92,9 +62,7 @@ class Flights:
         """
         self._pools = pools
         self._partials = partials
-        self._limits = limits
-        self.limiter = limiter
-        self.cooldown = Cooldown()
+        self._movers = Movers(pools=pools, limits=limits, limiter=limiter, make_room=make_room, observe=observe)
         self._allocating = allocating
         self._ended = ended
         self._published = published
@@ -102,10 +70,12 @@ class Flights:
         self._observe = observe
         self._flights: dict[Digest, Flight] = {}
         self._numbers = itertools.count()
-        self._queue = WorkQueue()
-        self._work = asyncio.Event()
-        self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
+
+    @property
+    def limiter(self) -> RateLimiter:
+        """Of all connections together."""
+        return self._movers.limiter
 
     # What cache asks for
 
@@ -145,14 +115,12 @@ class Flights:
     def hurry(self, flight: Flight, more: int) -> None:
         """So many more requests that somebody waits for want it; fewer if negative."""
         flight.urgent += more
-        self._queue.push(flight)
-        self._work.set()  # it may have been parked until now
+        self._movers.look(flight)
 
     def park(self, flight: Flight, more: int) -> None:
         """So many more of those who want it have no turn; fewer if negative. Parts under way come to their end."""
         flight.parked += more
-        self._queue.push(flight)
-        self._work.set()
+        self._movers.look(flight)
 
     def leave(self, flight: Flight) -> None:
         """One request less wants it; the last one ends it, its progress kept."""
@@ -178,9 +146,7 @@ class Flights:
             self.cancel(flight, CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping; progress is kept"))
         if tasks:
             await asyncio.wait(tasks, timeout=_STOP_SECONDS)  # a connect under way cannot be interrupted
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        await self._movers.stop()
 
     # The life of a flight
 
@@ -197,7 +163,7 @@ class Flights:
             if not flight.done.done():
                 flight.done.set_result(status)
         except BaseException as error:
-            failure = _explained(error)
+            failure = explained(error)
             self._forget(flight)
             if failure.reason not in (Reason.TRANSFER_CANCELLED, Reason.SHUTTING_DOWN):
                 self._observe(FlightFailed(failure.reason.value))
@@ -357,7 +323,7 @@ class Flights:
         hasher = new_hasher(flight.digest, flight.size_bytes)
         flight.plan()
         flight.stage = Stage.DOWNLOADING if flight.pending else Stage.VERIFYING
-        self._wake(flight)
+        self._movers.wake(flight)
         flushing = Flushing(self._pools, partial, flight.ranges.total)
         try:
             while flight.hashed < flight.size_bytes:
@@ -372,7 +338,7 @@ class Flights:
                         flight.stage = Stage.VERIFYING
                     await self._pools.on_hash(hash_partial, partial, hasher, flight.hashed, reach)
                     flight.hash_reached(reach)
-                    self._wake(flight)
+                    self._movers.wake(flight)
                     continue
                 await flight.moved.wait()
             if hasher.hexdigest() != flight.digest.hex:
@@ -385,8 +351,6 @@ class Flights:
                 await flight.moved.wait()
             await flushing.ended()
 
-    # Parts
-
     async def _queue_and_wait(self, flight: Flight, part: Part, sink: Callable[[memoryview, int], None]) -> None:
         """For small files: one part, kept by the caller's own sink."""
         if flight.failure is not None:
@@ -394,184 +358,9 @@ class Flights:
         flight.pending.append(part)
         flight.small_sink = sink
         flight.stage = Stage.DOWNLOADING
-        self._wake(flight)
+        self._movers.wake(flight)
         while flight.pending or flight.active:
             flight.moved.clear()
             await flight.moved.wait()
         if flight.failure is not None:
             raise flight.failure
-
-    def _wake(self, flight: Flight) -> None:
-        self._queue.push(flight)
-        self._work.set()
-        while len(self._workers) < self._limits.connections:
-            # They outlive the request that happens to start them: its id is not theirs.
-            worker = asyncio.create_task(
-                self._serve(), name=f"mover {len(self._workers)}", context=contextvars.Context()
-            )
-            self._workers.append(worker)
-
-    async def _serve(self) -> None:
-        """One connection's worth of work, for ever."""
-        while True:
-            found = self._queue.pop()
-            if found is None:
-                self._work.clear()
-                await self._work.wait()
-                continue
-            flight, part = found
-            origin = flight.origin
-            key = id(part)
-            flight.active[key] = part
-            self._queue.push(flight)  # behind those with fewer connections
-            try:
-                with structlog.contextvars.bound_contextvars(**flight.log_context):
-                    await self._fetch(flight, part)
-            except AbortedError:
-                pass
-            except Exception as error:  # noqa: BLE001 - the flight's own task tells its waiters
-                if flight.failure is None:
-                    flight.failure = _verdict(flight, error)
-                flight.abort()
-            finally:
-                del flight.active[key]
-                self._queue.push(flight)
-                flight.moved.set()
-                if self._queue.over(origin):
-                    self._work.set()
-            # The flight looks first at what came: a config that was wrong and is asked for again goes before weights.
-            await asyncio.sleep(0)
-
-    async def _fetch(self, flight: Flight, part: Part) -> None:
-        limit = self._limits.retry_timeout.total_seconds()
-        patience = Patience(min(limit, _ELSEWHERE_SECONDS) if len(flight.origins) > 1 else limit, part)
-        retrying = AsyncRetrying(
-            stop=lambda _: patience.is_over,
-            wait=lambda _: patience.pause,
-            sleep=flight.nap,
-            retry=retry_if_exception_type(TransientError),
-            reraise=True,
-        )
-        async for attempt in retrying:
-            with attempt:
-                await self._cool_down(flight, patience)
-                try:
-                    missing = flight.size_bytes - flight.ranges.total
-                    await with_room(lambda: self._once(flight, part), missing, self._make_room)
-                except TransientError as error:
-                    if error.reason is Reason.DIGEST_MISMATCH:
-                        raise ContentError(error.message) from error
-                    patience.failed(error)
-                    if error.reason is Reason.RATE_LIMITED:
-                        wanted = timedelta(seconds=max(1.0, patience.pause))
-                        self._rest(min(wanted, self._limits.retry_timeout))
-                    if patience.is_over:
-                        raise patience.told(error) from error
-                    self._observe(RangeRetried(error.reason.value))
-                    log.info(
-                        "retrying a range",
-                        origin=str(flight.origin),
-                        start=part.start,
-                        end=part.end,
-                        reason=error.reason.value,
-                        why=error.message,
-                        attempt=attempt.retry_state.attempt_number,
-                    )
-                    raise
-
-    def _rest(self, delay: timedelta) -> None:
-        """Nobody asks upstream before the delay is over."""
-        before = self.cooldown.seconds_left
-        self.cooldown.extend(delay)
-        more = self.cooldown.seconds_left - before
-        if before == 0 or more > _SAME_SECONDS:
-            self._observe(RateLimited(more))
-
-    async def _cool_down(self, flight: Flight, patience: Patience) -> None:
-        """Waits until upstream wants to be asked again; not at all when that is beyond our patience."""
-        while (left := self.cooldown.seconds_left) > 0 and not flight.ended.is_set():
-            if left > patience.seconds_left:
-                why = f"upstream limits our rate (429) for {flight.origin}"
-                error = TransientError(Reason.RATE_LIMITED, why, retry_after=timedelta(seconds=math.ceil(left)))
-                patience.give_up()
-                raise patience.told(error)
-            await flight.nap(left)
-        if flight.ended.is_set():
-            raise AbortedError
-
-    def _advance(self, flight: Flight, part: Part, start: int, end: int) -> None:
-        flight.advance(part, start, end)
-        self._observe(BytesReceived(flight.origin.label, end - start))
-
-    async def _once(self, flight: Flight, part: Part) -> None:
-        abort = Abort()
-        flight.aborts.add(abort)
-        loop = asyncio.get_running_loop()
-        origin, partial, small = flight.origin, flight.partial, flight.small_sink
-
-        def fetch() -> None:
-            marked = part.start
-
-            def mark(end: int) -> None:
-                nonlocal marked
-                if partial is not None and end > marked:
-                    partial.mark(marked, end)
-                    loop.call_soon_threadsafe(self._advance, flight, part, marked, end)
-                    marked = end
-
-            def sink(view: memoryview, offset: int) -> None:
-                end = offset + len(view)
-                if flight.first_byte_at is None:
-                    flight.first_byte_at = time.monotonic()
-                self.limiter.take(len(view), abort.wait)
-                try:
-                    if partial is None:
-                        assert small is not None
-                        small(view, offset)
-                    else:
-                        partial.write(view, offset)
-                        if end - marked >= STEP_BYTES or end == part.end:
-                            mark(end)
-                except OSError as error:
-                    raise storage_error(error, "writing") from error
-                part.written = end
-
-            part.written = part.start
-            try:
-                origin.fetch(part.start, part.end, sink, abort)
-            finally:
-                mark(part.written)
-
-        try:
-            await self._pools.on_mover(fetch)
-            if partial is None:
-                flight.fetched[origin.label] += part.end
-                self._observe(BytesReceived(origin.label, part.end))
-        finally:
-            flight.aborts.discard(abort)
-            await asyncio.sleep(0)  # the last advance() is on the loop before anyone looks
-
-
-def _verdict(flight: Flight, error: Exception) -> Exception:
-    """What a failed part means for its flight: another try, another origin, or the end."""
-    if isinstance(error, (ContentError, OriginFailedError)):
-        return error
-    if isinstance(error, TransientError) and len(flight.origins) > 1:
-        return OriginFailedError(error.message)
-    return _explained(error)
-
-
-def _explained(error: BaseException) -> CacheError:
-    """What the waiters are told."""
-    if isinstance(error, CacheError):
-        return error
-    if isinstance(error, TransientError):
-        return error.final()
-    if isinstance(error, ContentError):
-        return CacheError(Reason.DIGEST_MISMATCH, error.message)
-    if isinstance(error, OSError):
-        return storage_error(error, "transferring")
-    if isinstance(error, asyncio.CancelledError):
-        return CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping; progress is kept")
-    log.error("flight failed unexpectedly", exc_info=error)
-    return CacheError(Reason.INTERNAL, f"{type(error).__name__}: {error}")
