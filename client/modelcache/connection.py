@@ -137,7 +137,7 @@ _CONNECT_ERRORS = {
     errno.ENOENT: "no socket there yet: is the daemon running?",
     errno.ECONNREFUSED: "the socket is there, but nobody listens: the daemon has stopped",
     errno.EAGAIN: "the daemon does not take new connections",
-    errno.EACCES: "this user may not connect to it",
+    errno.EACCES: "this user may not connect to it (operators: root, or the group of server.admin_socket_mode)",
 }
 
 

@@ -147,7 +147,7 @@ class LeaseKeeper:
 
     def _held(self, lease: common_pb2.Lease) -> None:
         if self._broken:
-            self._reporter.warn(f"lease {lease.id or self._lease_id} is held again")
+            self._reporter.note(f"lease {lease.id or self._lease_id} is held again")
         self._broken, self._pause, self._warning = False, FIRST_PAUSE_SECONDS, ""
 
     def _recover(self, error: ModelCacheError) -> None:

@@ -70,6 +70,10 @@ class Reporter:
         """A line that is written even when quiet."""
         self._line(f"warning: {text}")
 
+    def note(self, text: str) -> None:
+        """Good news after a warning, written even when quiet."""
+        self._line(text)
+
     def fail(self, text: str) -> None:
         """The last word."""
         self._line(text)

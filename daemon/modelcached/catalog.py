@@ -153,7 +153,10 @@ class Catalog:
 
         async def ask() -> Resolved:
             resolved = await self._ask(
-                "resolve", token, lambda api, sent, left: api.resolve(repo_id, revision, sent, left)
+                "resolve",
+                f"{repo_id}@{revision}",
+                token,
+                lambda api, sent, left: api.resolve(repo_id, revision, sent, left),
             )
             self._resolved[key] = (time.monotonic(), resolved)
             return resolved
@@ -187,11 +190,15 @@ class Catalog:
             if secret is None:
                 revision = Revision(snapshot.commit)
                 answer = await self._ask(
-                    "resolve", token, lambda api, sent, left: api.resolve(snapshot.repo_id, revision, sent, left)
+                    "resolve",
+                    str(snapshot),
+                    token,
+                    lambda api, sent, left: api.resolve(snapshot.repo_id, revision, sent, left),
                 )
                 secret = answer.restricted
             return await self._ask(
                 "tree",
+                str(snapshot),
                 token,
                 lambda api, sent, left: api.manifest(snapshot.repo_id, snapshot.commit, sent, left, restricted=secret),
             )
@@ -214,7 +221,7 @@ class Catalog:
             return False
 
         async def ask() -> bool:
-            await self._ask("auth", token, lambda api, sent, left: api.check_access(repo_id, sent, left))
+            await self._ask("auth", repo_id, token, lambda api, sent, left: api.check_access(repo_id, sent, left))
             return True
 
         question: _Question[bool] = self._once(("auth", repo_id, fingerprint(token)), ask)
@@ -260,11 +267,19 @@ class Catalog:
             log.warning("the Hub failed", why=error.message)
         return None
 
-    async def _ask(self, name: str, token: str | None, call: Callable[[HubApi, str | None, timedelta], T]) -> T:
+    async def _ask(
+        self, name: str, about: str, token: str | None, call: Callable[[HubApi, str | None, timedelta], T]
+    ) -> T:
         """One question; where the daemon's own token is no good, asked as by anybody.
 
         Raises OwnTokenError where that token alone could have helped.
         """
+        if self.limits.offline:
+            raise CacheError(
+                Reason.UPSTREAM_UNAVAILABLE,
+                f"hub.offline is set, and neither the cache nor sources.directories know {about}",
+                mend="add a directory that holds the model, or let the Hub be asked",
+            )
         own, sent = self._own_token, self._own_token.worth_sending(token)
 
         def with_token(secret: str | None) -> Callable[[HubApi, timedelta], T]:
@@ -295,12 +310,6 @@ class Catalog:
 
     async def _ask_endpoints(self, name: str, call: Callable[[HubApi, timedelta], T]) -> T:
         """One question to the endpoints, the healthiest first, within ``hub.timeout`` and MAX_CALLS."""
-        if self.limits.offline:
-            raise CacheError(
-                Reason.UPSTREAM_UNAVAILABLE,
-                "hub.offline is set, and neither the cache nor sources.directories can answer",
-                mend="add a directory that holds the model, or let the Hub be asked",
-            )
         deadline = time.monotonic() + self.limits.timeout.total_seconds()
         among = set(self._endpoints.names)
 

@@ -212,7 +212,7 @@ def test_an_import_without_a_hub_takes_the_folders_word(
     silent = tree(tmp_path / "tree", model) / "org/model"
     done = node.run("cachectl", "import", str(silent), "org/model@dev")
     assert done.returncode == 69
-    assert "hub.offline is set" in done.stderr
+    assert "hub.offline is set, and neither the cache nor sources.directories know org/model@dev" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["a cache", "a tree"])

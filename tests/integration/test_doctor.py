@@ -127,6 +127,8 @@ def test_a_hub_that_is_down_and_a_token_that_is_none_are_told_apart(
     node = make_node(hub={"token_file": str(token)}).start()
     told = of(examined(node)[1], "token", "failure")
     assert "rejects the token" in told
+    token.write_text("\n")
+    assert "is empty" in of(examined(node)[1], "token", "warning")
     assert "hf_wrong" not in told
     hub.tokens.add("hf_right")
     token.write_text("hf_right")

@@ -256,6 +256,18 @@ def grace_is_over(node: Node, seconds: float) -> None:
     several_looks(node, int(seconds // 2) + 1)
 
 
+def test_a_lease_whose_stream_has_gone_says_how_long_it_waits(hub: Hub, node: Node) -> None:
+    publish(hub, "model")
+    ready = node.root / "ready"
+    keeper = node.popen("ensure-model", "--hold", "--ready-file", str(ready), "org/model")
+    node.wait_until(ready.exists, 20, "the keeper holds")
+    assert "with its stream" in node.run("cachectl", "leases").stdout
+    keeper.kill()
+    keeper.communicate()
+    node.wait_until(lambda: leases(node)[0]["expires_at"] is not None, 10, "its stream has gone")
+    assert "unless its" in node.run("cachectl", "leases").stdout
+
+
 def test_a_stream_that_is_gone_ends_its_lease_after_the_grace(hub: Hub, make_node: Callable[..., Node]) -> None:
     node = make_node(leases={"reconnect_grace": "1s"}).start()
     publish(hub, "model")

@@ -17,7 +17,7 @@ from modelcache.words import GARBAGE_KINDS, garbage_word
 
 _WHAT = {
     "partial": "unfinished; who asks again goes on from there",
-    "orphan": "whole, and no model links to it",
+    "orphan": "whole, of a download that did not end",
     "quarantine": "went bad; kept to be looked at",
     "trash": "given up, not yet off the disk",
 }

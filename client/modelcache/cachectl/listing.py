@@ -178,7 +178,8 @@ def leases_table(found: Iterable[common_pb2.Lease]) -> Table:
 def _ends(lease: common_pb2.Lease) -> str:
     if lease.HasField("expires_at"):
         left = lease.expires_at.ToDatetime(tzinfo=UTC) - datetime.now(UTC)
-        return f"in {format_duration(left)}"
+        back = " unless its stream is back" if lease.kind == common_pb2.LEASE_KIND_STREAM else ""
+        return f"in {format_duration(left)}{back}"
     endings: dict[int, str] = {
         common_pb2.LEASE_KIND_POD: "with its pod",
         common_pb2.LEASE_KIND_STREAM: "with its stream",

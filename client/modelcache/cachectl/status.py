@@ -15,6 +15,8 @@ from modelcache.units import format_duration, format_rate, format_size, printabl
 from modelcache.v1 import admin_pb2
 
 _BAR_COLUMNS = 30
+_EMPTY_BYTES = 4096
+"""What an empty directory takes by itself."""
 
 
 @click.command(epilog="Example: cachectl status --json | jq .used_bytes")
@@ -37,7 +39,7 @@ def status_view(now: admin_pb2.CacheStatus, console: Console) -> list[Text]:
 def _lines(now: admin_pb2.CacheStatus, *, bars: bool) -> list[Text]:
     lines = [Text(f"degraded  {printable(reason)}", style="bold red") for reason in now.degraded]
     used = f"{format_size(now.used_bytes)} of {format_size(now.budget_bytes)} used"
-    share = percent(now.used_bytes, now.budget_bytes)
+    share = now.used_bytes * 100 // max(1, now.budget_bytes)  # more than all, where it was made smaller
     lines.append(Text(f"cache     {_budget_bar(now) if bars else ''}{used} ({share} %)"))
     if now.reserved_bytes:
         lines.append(Text(f"          {format_size(now.reserved_bytes)} more promised to requests"))
@@ -45,7 +47,8 @@ def _lines(now: admin_pb2.CacheStatus, *, bars: bool) -> list[Text]:
         lines.append(Text(f"room      {_room(now)}", style="" if now.room_bytes > 0 else "yellow"))
     kept = [("pinned", now.pinned_bytes), ("leased", now.leased_bytes), ("partial", now.partial_bytes)]
     left = [("trash", now.trash_bytes), ("quarantine", now.quarantine_bytes)]
-    lines.append(Text("          " + ", ".join(f"{format_size(size)} {name}" for name, size in kept + left)))
+    there = [(name, size) for name, size in kept + left if size > _EMPTY_BYTES or name in ("pinned", "leased")]
+    lines.append(Text("          " + ", ".join(f"{format_size(size)} {name}" for name, size in there)))
     free, total = format_size(now.filesystem_free_bytes), format_size(now.filesystem_total_bytes)
     lines.append(Text(f"disk      {free} free of {total}; {format_size(now.min_free_bytes)} kept free"))
     if now.filesystem_inodes:

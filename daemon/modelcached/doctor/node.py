@@ -114,8 +114,8 @@ def sockets(section: ServerSection) -> list[Finding]:
         elif name.startswith("workloads") and closed is not None:
             text = f"{closed} cannot be entered by other users"
             found.append(warning(name, text, f"chmod o+x {closed}, or mount {path.parent} into workloads"))
-        elif name.startswith("operators") and mode & (stat.S_IWOTH | stat.S_IWGRP):
-            text = f"{path} has mode {mode:04o}: whoever may open it may evict"
+        elif name.startswith("operators") and mode & stat.S_IWOTH:
+            text = f"{path} has mode {mode:04o}: any user may evict"
             found.append(warning(name, text, "set server.admin_socket_mode to 0600"))
         else:
             found.append(ok(name, f"{path}, mode {mode:04o}"))

@@ -31,6 +31,10 @@ def token(api: HubApi, file: Path | None) -> Finding:
     """Whether the daemon's own token is one that the Hub knows."""
     try:
         found = read_token(file)
+        if found is None and file is not None:
+            return warning(
+                "token", f"hub.token_file {file} is empty", "write the token into it, or leave the setting out"
+            )
         if found is None:
             return ok("token", "none: public models only")
         return ok("token", f"{api.endpoint} knows it as {api.whoami(found, _PATIENCE)}")

@@ -366,12 +366,22 @@ class UseLedger:
         """Leases whose time is up (pods that are gone are the witness's to say)."""
         now, ended = self._clock.boottime(), []
         for lease in self.leases.values():
-            left = lease.expires_in(now, self._clock.boot_id)
-            gone = self._gone_since.get(lease.id)
-            stream_gone = lease.kind is LeaseKind.STREAM and gone is not None and now - gone >= self._grace
-            if (left is not None and left <= 0) or stream_gone:
+            left = self._left(lease, now)
+            if left is not None and left <= 0:
                 ended.append(lease)
         return ended
+
+    def seconds_left(self, lease: Lease) -> float | None:
+        """Until it ends by itself, as far as time alone ends it: a stream's too, when the stream has gone."""
+        left = self._left(lease, self._clock.boottime())
+        return None if left is None else max(0.0, left)
+
+    def _left(self, lease: Lease, now: float) -> float | None:
+        left, gone = lease.expires_in(now, self._clock.boot_id), self._gone_since.get(lease.id)
+        if lease.kind is not LeaseKind.STREAM or gone is None:
+            return left
+        grace = gone + self._grace - now
+        return grace if left is None else min(left, grace)
 
     def set_grace(self, seconds: float) -> None:
         """A reload changed ``leases.reconnect_grace``."""

@@ -146,12 +146,13 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """See the contract."""
         del context
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE) if request.page_size >= 0 else _DEFAULT_PAGE
-        ordered = sorted(self._cache.core.use.leases.values(), key=lambda lease: (lease.granted_at, lease.id))
+        core = self._cache.core
+        ordered = sorted(core.use.leases.values(), key=lambda lease: (lease.granted_at, lease.id))
         start = int(request.page_token) if request.page_token.isdigit() else 0
         chosen = ordered[start : start + size]
         following = str(start + size) if start + size < len(ordered) else ""
         return admin_pb2.ListLeasesResponse(
-            leases=[translate.lease_message(lease, self._cache.core.clock) for lease in chosen],
+            leases=[translate.lease_message(lease, core.clock, core.use.seconds_left(lease)) for lease in chosen],
             next_page_token=following,
         )
 

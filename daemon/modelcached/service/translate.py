@@ -130,9 +130,9 @@ def duration(value: timedelta | None) -> Duration | None:
     return message
 
 
-def lease_message(lease: Lease, clock: Clock) -> common_pb2.Lease:
-    """A lease, with its end as a wall-clock time for people."""
-    left = lease.expires_in(clock.boottime(), clock.boot_id)
+def lease_message(lease: Lease, clock: Clock, seconds_left: float | None = None) -> common_pb2.Lease:
+    """A lease, with its end as a wall-clock time for people; ``seconds_left`` where more than the lease is known."""
+    left = lease.expires_in(clock.boottime(), clock.boot_id) if seconds_left is None else seconds_left
     return common_pb2.Lease(
         id=lease.id,
         kind=_KINDS[lease.kind],
