@@ -230,7 +230,9 @@ class Daemon:
         self._loop_task(loops.LIST_SECONDS, "model list", self.prefetcher.look, self.prefetcher.soon)
         self.tasks.append(asyncio.create_task(self.prefetcher.work(), name="prefetch"))
         if systemd.managed():
-            self._loop_task(systemd.STATUS_SECONDS, "status", systemd.StatusTeller(self.cache).look)
+            at_once = asyncio.Event()
+            at_once.set()
+            self._loop_task(systemd.STATUS_SECONDS, "status", systemd.StatusTeller(self.cache).look, at_once)
         if (seconds := systemd.watchdog_seconds()) is not None:
 
             async def feed() -> None:
