@@ -162,7 +162,8 @@ def leases(session: Session) -> None:
 
 def leases_table(found: Iterable[common_pb2.Lease]) -> Table:
     """One row a lease."""
-    table = new_table("LEASE", "KIND", "HOLDER", "MODELS", "ENDS")
+    # The id is for copying into `cachectl release`: whatever else must fold, it stays in one piece.
+    table = new_table("LEASE", "KIND", "HOLDER", "MODELS", "ENDS", folds=("HOLDER", "MODELS", "ENDS"))
     for lease in found:
         names = (f"{model.repo_id}@{model.revision or short(model.commit)}" for model in lease.models)
         table.add_row(
@@ -191,7 +192,7 @@ def _ends(lease: common_pb2.Lease) -> str:
 def new_table(
     *columns: str,
     right: tuple[str, ...] = (),
-    folds: tuple[str, ...] = ("MODEL", "MODELS", "HOLDER", "LEASE", "STATE"),
+    folds: tuple[str, ...] = ("MODEL",),
 ) -> Table:
     """A table without lines, that folds long words rather than cutting them."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")

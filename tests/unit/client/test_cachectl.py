@@ -175,6 +175,19 @@ def test_leases_lists_every_page(full_daemon, cachectl):
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
+@pytest.mark.parametrize("arguments", [("leases",), ("show", "org/name")], ids=["leases", "show"])
+def test_a_lease_can_be_copied_from_80_columns_and_nothing_of_it_is_cut(daemon, full_daemon, cachectl, arguments):
+    lease = daemon.leases[2]
+    lease.id, lease.holder = "0123456789abcdef" * 2, "x" * 90
+    lease.models[0].repo_id = "org/" + "y" * 90
+    daemon.detail.leases.append(lease)
+    status, out, _ = cachectl(*arguments)
+    assert status == 0
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert [line.split()[0] for line in out.splitlines() if "0123" in line] == [lease.id]
+    assert (out.count("x") >= 90, out.count("y") >= 90) == (True, True)
+
+
 def test_pull_shows_progress_prints_the_path_and_gives_its_lease_back(daemon, cachectl):
     def on_ensure(request, _context):
         yield progress(done=1, total=2)
