@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import time
 import urllib.error
@@ -21,10 +22,13 @@ from typing import Any
 import pytest
 
 from tests.hub import MIB, Hub, Synthetic
-from tests.system.booted import CHECKOUT, WHEELS, Host, blocks, make_host, make_wheels
+from tests.system.booted import CHECKOUT, DOCUMENT, WHEELS, Host, blocks, make_host, make_wheels
 
 pytestmark = pytest.mark.timeout(240)  # the first one boots a host
 
+PACKAGES, _, INSTALL = blocks("Install")[0].partition("\n")
+"""What make_host does; and what is run."""
+OPERATIONS = DOCUMENT.with_name("operations.md")
 SERVED = "Qwen/Qwen2.5-0.5B-Instruct"
 """As the documentation calls it."""
 WEIGHTS = "model.safetensors"
@@ -77,9 +81,7 @@ def installed(booted: Host, boot_hub: Hub) -> Host:
         f"Environment=MODELCACHED_HUB__ENDPOINTS={boot_hub.endpoint}\n"
         "Environment=MODELCACHED_METRICS__ADDRESS=127.0.0.1:0 MODELCACHED_LOG__LEVEL=debug",
     )
-    packages, *rest = blocks("Install")[0].splitlines()
-    assert packages.startswith("apt-get"), "make_host has done that"
-    booted.script("\n".join(rest))
+    booted.script(INSTALL)
     return booted
 
 
@@ -147,6 +149,11 @@ def test_another_user_asks_for_a_model_and_reads_it(host: Host, boot_hub: Hub) -
     assert boot_hub.body_bytes(SERVED, WEIGHTS) == SIZE
     assert host.as_nobody("touch", f"{ready['path']}/mine", check=False).returncode != 0
     assert host.as_nobody("cachectl", "status", check=False).returncode != 0, "the admin socket is not for everybody"
+    evict = ("cachectl", "evict", SERVED, "--dry-run")
+    assert "lease" in host.run(*evict, check=False).stderr, "by hand it is leased for a day"
+    host.script(blocks("A model")[1])
+    assert host.ctl("leases") == []
+    host.run(*evict)
 
 
 def test_the_sandbox_leaves_nothing_else_to_write_to(host: Host) -> None:
@@ -328,41 +335,73 @@ def test_a_pod_is_seen_though_there_are_no_access_lists_by_a_capability(host: Ho
 
 
 VLLM = """#!/bin/sh
-echo "vllm $* with $HF_HUB_CACHE, offline $HF_HUB_OFFLINE, as $(id -un), $(cat "$MODELCACHE_PATH/config.json")"
+# Reads the model as vLLM does: by its name, below HF_HUB_CACHE.
+repository=$HF_HUB_CACHE/models--$(echo "$2" | sed s,/,--,)
+config=$(cat "$repository/snapshots/$(cat "$repository/refs/main")/config.json")
+echo "vllm $* with $HF_HUB_CACHE, offline $HF_HUB_OFFLINE, reads $config"
 exec sleep 600
 """
 
 
-def test_a_server_runs_as_a_unit_under_a_lease(host: Host) -> None:
+@pytest.fixture
+def vllm(host: Host) -> Iterator[str]:
+    """Something in vLLM's place, and the unit that the documentation starts it by."""
     program = host.tree / "opt/vllm/bin/vllm"
-    program.parent.mkdir(parents=True)
+    program.parent.mkdir(parents=True, exist_ok=True)
     program.write_text(VLLM)
     program.chmod(0o755)
-    said = host.script(blocks("A model")[1])
-    assert "Active: active (running)" in said
     unit = host.run("systemd-escape", "--template=vllm@.service", SERVED).stdout.strip()
+    yield unit
+    host.run("systemctl", "stop", unit)
+    host.run("systemctl", "reset-failed")
 
-    def logged() -> str:
-        return host.run("journalctl", f"--unit={unit}", "--output=cat", "--no-pager").stdout
 
-    line = f"vllm serve {SERVED} with /var/lib/llm-models/hub, offline 1, as "
-    host.wait_until(lambda: line in logged(), 20, "vLLM runs")
-    assert f", {SERVED}" in logged(), "it reads the model"
-    assert streams(host) == 1
+def logged(host: Host, unit: str) -> str:
+    return host.run("journalctl", f"--unit={unit}", "--output=cat", "--no-pager").stdout
+
+
+def test_a_server_runs_as_a_unit_under_a_lease(host: Host, vllm: str) -> None:
+    said = host.script(blocks("A model")[2])
+    assert "Active: active (running)" in said
+    line = f"vllm serve {SERVED} with /var/lib/llm-models/hub, offline 1, reads {SERVED}"
+    host.wait_until(lambda: line in logged(host, vllm), 20, "vLLM runs, and reads the model")
+    assert stream_holders(host) == [vllm]
     refused = host.run(f"{CHECKOUT}/systemd/install", "--remove", check=False)
     assert (refused.returncode, "still running: vllm@" in refused.stderr) == (1, True)
-    host.run("systemctl", "stop", unit)
-    host.wait_until(lambda: streams(host) == 0, 10, "its lease has ended")
-    assert host.run("systemctl", "is-failed", unit, check=False).stdout == "inactive\n"
-    host.run("systemctl", "start", unit)
-    host.wait_until(lambda: logged().count(line) == 2, 20, "it runs again")
+    host.run("systemctl", "stop", vllm)
+    host.wait_until(lambda: stream_holders(host) == [], 10, "its lease has ended")
+    assert host.run("systemctl", "is-failed", vllm, check=False).stdout == "inactive\n"
+    host.run("systemctl", "start", vllm)
+    host.wait_until(lambda: logged(host, vllm).count(line) == 2, 20, "it runs again")
     host.systemctl("restart")
-    assert host.run("systemctl", "is-active", unit).stdout == "active\n", "it has not noticed"
-    host.run("systemctl", "stop", unit)
+    assert host.run("systemctl", "is-active", vllm).stdout == "active\n", "it has not noticed"
 
 
-def streams(host: Host) -> int:
-    return sum(lease["kind"] == "stream" for lease in host.ctl("leases"))
+def stream_holders(host: Host) -> list[str]:
+    return [lease["holder"] for lease in host.ctl("leases") if lease["kind"] == "stream"]
+
+
+def test_a_server_gets_its_own_arguments_and_starts_at_each_boot_as_documented(host: Host, vllm: str) -> None:
+    host.script(blocks("A model")[3])
+    line = f"vllm serve {SERVED} --port 8001 --max-model-len 8192 with "
+    host.wait_until(lambda: line in logged(host, vllm), 20, "vLLM runs with all of its arguments")
+    assert host.run("systemctl", "is-enabled", vllm).stdout == "enabled\n"
+    host.run("systemctl", "disable", vllm)
+    host.run("rm", "-r", f"/etc/systemd/system/{vllm}.d")
+    host.run("systemctl", "daemon-reload")
+
+
+@pytest.mark.parametrize("mode", [None, 0o644], ids=["missing", "not executable"])
+def test_a_server_that_cannot_be_run_is_not_tried_again_and_again(host: Host, vllm: str, mode: int | None) -> None:
+    program = host.tree / "opt/vllm/bin/vllm"
+    if mode is None:
+        program.unlink()
+    else:
+        program.chmod(mode)
+    host.run("systemctl", "start", vllm)
+    state = ("systemctl", "show", "--property=ActiveState", "--property=NRestarts", vllm)
+    failed = {"ActiveState=failed", "NRestarts=0"}
+    host.wait_until(lambda: set(host.run(*state).stdout.split()) == failed, 20, "it has failed for good")
 
 
 def test_a_token_is_the_daemons_alone(host: Host, boot_hub: Hub) -> None:
@@ -380,16 +419,47 @@ def test_a_token_is_the_daemons_alone(host: Host, boot_hub: Hub) -> None:
     assert TOKEN not in host.run("cat", f"/proc/{process}/environ", f"/proc/{process}/cmdline").stdout
 
 
-def test_another_cache_directory(host: Host, boot_hub: Hub) -> None:
+@contextmanager
+def missing(host: Host, path: str) -> Iterator[None]:
+    """Moved away while it is entered."""
+    host.run("mv", path, f"{path}.away")
+    try:
+        yield
+    finally:
+        host.run("mv", f"{path}.away", path)
+
+
+def assert_refused(host: Host, status: str) -> None:
+    """A start ends with this status, as the documentation says."""
+    assert host.run("systemctl", "restart", "modelcached", check=False).returncode != 0
+    assert host.show("ExecMainStatus") == status
+    assert re.search(rf"\bstatus {status}\b", DOCUMENT.read_text())
+
+
+def leave_directory(host: Host) -> None:
+    """The usual one again."""
+    host.run("rm", "-r", "/etc/systemd/system/vllm@.service.d")
+    host.configure("directory", "")
+    host.systemctl("restart")
+
+
+def test_another_cache_directory(host: Host, boot_hub: Hub, vllm: str) -> None:
     try:
         host.script(blocks("Another cache directory")[0])
         ready = ensure(host, SERVED)
         assert ready["path"].startswith("/data/models/hub/")
         assert boot_hub.body_bytes(SERVED, WEIGHTS) == SIZE
         assert_readable(host, ready, boot_hub.find_repo(SERVED).files()[WEIGHTS].etag)  # type: ignore[union-attr]
-    finally:
-        host.configure("directory", "")
+        host.script(blocks("A model")[2])
+        line = f"vllm serve {SERVED} with /data/models/hub, offline 1, reads {SERVED}"
+        host.wait_until(lambda: line in logged(host, vllm), 20, "vLLM reads the model there")
+        host.run("systemctl", "stop", vllm)
+        with missing(host, "/data/models"):
+            assert_refused(host, "226")
         host.systemctl("restart")
+    finally:
+        leave_directory(host)
+        host.run("rm", "-r", "/data/models")
     boot_hub.reset_counters()
     assert ensure(host, SERVED)["path"].startswith("/var/lib/llm-models/hub/")
     assert boot_hub.body_bytes(SERVED, WEIGHTS) == 0

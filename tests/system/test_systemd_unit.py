@@ -40,9 +40,10 @@ def _all_but_targets(names: list[str]) -> list[str]:
 @pytest.mark.parametrize("with_drop_ins", [False, True], ids=["plain", "with every drop-in"])
 def test_systemd_finds_nothing_to_say(root: Path, with_drop_ins: bool) -> None:
     """An unknown key, or a bad value, is only printed: the exit status is 0."""
-    directory = root / "etc/systemd/system/modelcached.service.d"
-    directory.mkdir()
     for drop_in in DROP_INS if with_drop_ins else ():
+        (place,) = re.findall(r"^# To (/etc/systemd/system/\S+\.d/)", drop_in.read_text(), re.MULTILINE)
+        directory = root / place.lstrip("/")
+        directory.mkdir(exist_ok=True)
         shutil.copy(drop_in, directory)
     units = ("modelcached.service", "vllm@org-name.service")
     done = subprocess.run(
@@ -51,6 +52,18 @@ def test_systemd_finds_nothing_to_say(root: Path, with_drop_ins: bool) -> None:
         text=True,
         check=False,
     )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+
+
+def test_the_arguments_for_vllm_are_right_as_its_comment_has_them(root: Path) -> None:
+    """Without quotes, systemd takes the first word and only logs that the others are no assignments."""
+    drop_in = "".join(re.findall(r"^#   (.+\n)", (SYSTEMD / "vllm@.service").read_text(), re.MULTILINE))
+    assert "VLLM_ARGS=" in drop_in
+    directory = root / "etc/systemd/system/vllm@.service.d"
+    directory.mkdir()
+    (directory / "override.conf").write_text(drop_in)
+    command = ["systemd-analyze", "verify", "--man=no", f"--root={root}", "vllm@org-name.service"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
 
 
