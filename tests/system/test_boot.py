@@ -315,15 +315,22 @@ def test_a_pod_is_seen_though_the_kubelets_directory_is_roots(host: Host, mode: 
     doctor = host.run("cachectl", "doctor", check=False)
     assert doctor.returncode == 1, "it says so"
     assert "systemd-tmpfiles --create" in " ".join(doctor.stdout.split())
-    host.script(blocks("Pods on this host")[0])
+    host.run("systemd-tmpfiles", "--create", "modelcached.conf")
     assert ensure(host, SERVED, POD_UID=POD)["lease_kind"] == "pod"
     content = ("runuser", "-u", "modelcached", "--", "ls", f"/var/lib/kubelet/pods/{POD}")
     assert host.run(*content, check=False).returncode != 0, "it looks no further"
-    host.run("rm", "-r", "/var/lib/kubelet/pods")
-    make_pods_directory(host)
-    host.systemctl("restart")
-    assert ensure(host, SERVED, POD_UID=POD)["lease_kind"] == "pod", "made anew, a start is enough"
     host.run("rm", "-r", "/var/lib/kubelet")
+    host.systemctl("restart")
+
+
+def test_a_kubelet_that_comes_after_the_daemon_gets_its_share_of_the_disk_as_documented(host: Host) -> None:
+    kept = host.ctl("status")["min_free_bytes"]
+    make_pods_directory(host)
+    host.script(blocks("Pods on this host")[0])
+    assert ensure(host, SERVED, POD_UID=POD)["lease_kind"] == "pod"
+    assert host.ctl("status")["min_free_bytes"] == pytest.approx(2 * kept, rel=0.01), "20 % of the disk, not 10 %"
+    host.run("rm", "-r", "/var/lib/kubelet")
+    host.systemctl("restart")
 
 
 def test_a_pod_is_seen_though_there_are_no_access_lists_by_a_capability(host: Host) -> None:
@@ -408,15 +415,22 @@ def test_a_token_is_the_daemons_alone(host: Host, boot_hub: Hub) -> None:
     publish(boot_hub, "org/gated", gated=True)
     boot_hub.find_repo("org/gated").allow(TOKEN)  # type: ignore[union-attr]
     assert host.run("ensure-model", "--quiet", "org/gated", check=False).returncode == 77
+    with pytest.raises(AssertionError, match="HF_TOKEN"):
+        host.script(blocks("A token for the Hub")[0])
+    assert not (host.tree / "etc/modelcached/hub-token").exists(), "without a token there is no empty file of it"
     host.script(blocks("A token for the Hub")[0], {"HF_TOKEN": TOKEN})
     ensure(host, "org/gated")
     process = pid(host)
     for path in ("/etc/modelcached/hub-token", "/run/credentials/modelcached.service/hub-token"):
-        assert host.run("cat", path, check=False).stdout in (TOKEN, ""), path
+        assert host.run("cat", path, check=False).stdout in (f"{TOKEN}\n", ""), path
         assert TOKEN not in host.as_nobody("cat", path, check=False).stdout, path
     for told in (host.run("systemctl", "show", "modelcached").stdout, host.journal(1000)):
         assert TOKEN not in told
     assert TOKEN not in host.run("cat", f"/proc/{process}/environ", f"/proc/{process}/cmdline").stdout
+    with missing(host, "/etc/modelcached/hub-token"):
+        assert_refused(host, "243")
+        assert "Failed to set up credentials: Protocol error" in host.journal()
+    host.systemctl("restart")
 
 
 @contextmanager
@@ -465,22 +479,79 @@ def test_another_cache_directory(host: Host, boot_hub: Hub, vllm: str) -> None:
     assert boot_hub.body_bytes(SERVED, WEIGHTS) == 0
 
 
+def test_a_cache_is_moved_as_documented(host: Host, boot_hub: Hub, vllm: str) -> None:
+    ready = ensure(host, SERVED)
+    assert_readable(host, ready, boot_hub.find_repo(SERVED).files()[WEIGHTS].etag)  # type: ignore[union-attr]
+    host.run("systemctl", "start", vllm)
+    host.wait_until(lambda: stream_holders(host) == [vllm], 20, "it is in use")
+    # Another hub/ than the one that somebody may have mounted is a question of its own.
+    host.run("cachectl", "release", "--all")
+    boot_hub.reset_counters()
+    try:
+        host.script(blocks("Moving a cache", OPERATIONS)[0])
+        assert host.run("systemctl", "is-active", vllm, check=False).stdout == "inactive\n"
+        host.script(blocks("Another cache directory")[0])
+        moved = ensure(host, SERVED)
+        assert moved["path"] == ready["path"].replace("/var/lib/llm-models", "/data/models")
+        assert_readable(host, moved, boot_hub.find_repo(SERVED).files()[WEIGHTS].etag)  # type: ignore[union-attr]
+        assert boot_hub.body_bytes(SERVED, WEIGHTS) == 0
+        links = ("find", "/var/lib/llm-models/hub", "/data/models/hub", "-links", "+1", "-type", "f")
+        old, new = (
+            [path for path in host.run(*links).stdout.splitlines() if path.startswith(place)]
+            for place in ("/var", "/data")
+        )
+        assert len(old) == len(new), "what was one file is one file"
+    finally:
+        leave_directory(host)
+        host.run("rm", "-r", "/data/models")
+
+
 def test_settings_and_logs_as_documented(host: Host) -> None:
-    file = host.tree / "etc/modelcached/config.toml"
-    file.write_text(file.read_text().replace('# allow = ["Qwen/*", "mistralai/*"]', 'allow = ["Qwen/*"]'))
-    said = host.script(blocks("Settings")[0])
-    assert json.loads(said)["policy"]["allow"] == ["Qwen/*"]
-    host.wait_until(
-        lambda: host.run("ensure-model", "--quiet", "org/unheard-of", check=False).returncode == 77,
-        10,
-        "it is in force",
-    )
+    copy, check = blocks("Settings")
+    host.script(copy)
+    file, live = (host.tree / "etc/modelcached" / name for name in ("new.toml", "config.toml"))
+    before = live.read_text()
+    file.write_text(before.replace('# budget = "80%"', 'budget = "much"'))
+    host.script(check)
+    assert live.read_text() == before, "what is wrong does not come there"
+    file.write_text(before.replace('# allow = ["Qwen/*", "mistralai/*"]', 'allow = ["Qwen/*"]'))
+    host.script(check)
+    assert not file.exists()
+    assert host.run("ensure-model", "--quiet", "org/unheard-of", check=False).returncode == 77, "it is in force"
+    live.write_text("[cache]\nbudget = 1\n")
+    host.systemctl("reload")
+    host.wait_until(lambda: "configuration" in " ".join(host.ctl("status")["degraded"]), 10, "status says so")
+    live.write_text(before)
+    host.wait_until(lambda: host.ctl("status")["degraded"] == [], 10, "it is right again")
     all_lines, warnings = (host.script(line).splitlines() for line in blocks("Logs")[0].splitlines())
     assert any(json.loads(line)["level"] == "info" for line in all_lines if line.startswith("{"))
     levels = {json.loads(line)["level"] for line in warnings if line.startswith("{")}
     assert levels <= {"warning", "error", "critical"}
-    file.write_text(file.read_text().replace('allow = ["Qwen/*"]', "allow = []"))
-    host.systemctl("reload")
+
+
+def test_operators_that_are_not_root(host: Host) -> None:
+    host.run("useradd", "alice")
+    file = host.tree / "etc/modelcached/config.toml"
+    before = file.read_text()
+    as_alice = ("runuser", "-u", "alice", "--")
+    assert host.run(*as_alice, "cachectl", "status", check=False).returncode != 0
+    try:
+        host.script(blocks("Operators that are not root")[0])
+        assert "models" in host.run(*as_alice, "cachectl", "status").stdout
+        assert '"event": "serving"' in host.run(*as_alice, "journalctl", "-u", "modelcached", "-o", "cat").stdout
+        assert host.as_nobody("cachectl", "status", check=False).returncode != 0
+    finally:
+        file.write_text(before)
+        host.systemctl("restart")
+
+
+def test_a_proxy_reaches_the_daemon(host: Host) -> None:
+    try:
+        host.script(blocks("Proxies")[0])
+        assert "HTTPS_PROXY=http://proxy.example:3128\0" in host.run("cat", f"/proc/{pid(host)}/environ").stdout
+    finally:
+        host.configure("proxy", "")
+        host.systemctl("restart")
 
 
 @pytest.mark.parametrize("package", ["", f"{WHEELS}/modelcached-*.whl"], ids=["checkout", "wheel"])
