@@ -554,6 +554,51 @@ def test_a_proxy_reaches_the_daemon(host: Host) -> None:
         host.systemctl("restart")
 
 
+def test_what_a_daemon_of_roots_has_left_is_given_to_the_user(host: Host, boot_hub: Hub) -> None:
+    """By hand, and killed, as somebody who only looked at it does: locks and sockets, a model with its records."""
+    publish(boot_hub, "org/by-hand")
+    host.systemctl("stop")
+    host.run("rm", "-r", "/run/modelcached")
+    settings = {"MODELCACHED_HUB__ENDPOINTS": boot_hub.endpoint, "MODELCACHED_METRICS__ADDRESS": "127.0.0.1:0"}
+    by_hand = host.popen("sh", "-c", "echo $$; exec modelcached", env=settings)
+    assert by_hand.stdout is not None
+    process = int(by_hand.stdout.readline())
+    ensure(host, "org/by-hand")
+    host.run("cachectl", "release", "--model", "org/by-hand")
+    kill(host, "KILL", process)
+    by_hand.communicate()
+    foreign = ("find", "/run/modelcached", "/var/lib/llm-models", "!", "-user", "modelcached")
+    left = host.run(*foreign).stdout
+    assert "cache.sock.lock" in left
+    assert "org--by-hand" in left
+    host.script(INSTALL)
+    assert host.run(*foreign).stdout == ""
+    ensure(host, SERVED)
+    host.run("cachectl", "evict", "org/by-hand", "--yes")
+
+
+def test_an_installation_that_starts_nothing_says_that_the_old_daemon_runs(host: Host) -> None:
+    before = pid(host)
+    said = host.script("systemd/install --no-start")
+    assert pid(host) == before
+    assert said.rstrip().endswith("systemctl restart modelcached")
+    host.systemctl("stop")
+    assert host.script("systemd/install --no-start").rstrip().endswith("systemctl enable --now modelcached")
+    host.systemctl("start")
+
+
+def test_an_installation_without_packages_says_where_they_may_come_from(host: Host) -> None:
+    before = pid(host)
+    done = host.run(f"{CHECKOUT}/systemd/install", env={"PIP_FIND_LINKS": "/nowhere"}, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("install: pip ")
+    assert "PIP_INDEX_URL" in last
+    assert "PIP_FIND_LINKS" in last
+    assert pid(host) == before
+    ensure(host, SERVED)
+
+
 @pytest.mark.parametrize("package", ["", f"{WHEELS}/modelcached-*.whl"], ids=["checkout", "wheel"])
 def test_an_upgrade_keeps_models_and_settings(host: Host, boot_hub: Hub, package: str) -> None:
     file = host.tree / "etc/modelcached/config.toml"
@@ -579,7 +624,13 @@ def test_a_wrong_configuration_is_not_tried_again_and_again(host: Host) -> None:
 
 def test_removal_leaves_models_and_settings_and_an_installation_finds_them(host: Host, boot_hub: Hub) -> None:
     said = host.script(blocks("Removal")[0])
-    for left in ("/var/lib/llm-models", "/etc/modelcached", "modelcached.service.d"):
+    for left in (
+        "/var/lib/llm-models",
+        "/etc/modelcached",
+        "modelcached.service.d",
+        "vllm@*.service.d",
+        "/var/cache/vllm",
+    ):
         assert left in said
     for gone in ("opt/modelcached", "usr/local/lib/systemd/system/modelcached.service"):
         assert not (host.tree / gone).exists()
@@ -594,7 +645,16 @@ def test_removal_leaves_models_and_settings_and_an_installation_finds_them(host:
 
 def test_nothing_is_left_when_all_is_removed_as_documented(host: Host) -> None:
     """The last test: it leaves no daemon."""
-    host.script("".join(blocks("Removal")))
-    for path in ("var/lib/llm-models", "etc/modelcached", "run/modelcached"):
-        assert not Path(host.tree / path).exists()
-    assert host.run("id", "modelcached", check=False).returncode != 0
+    instance = "etc/systemd/system/vllm@org-name.service.d"
+    (host.tree / instance).mkdir()
+    assert (host.tree / "var/cache/private/vllm").exists(), "vLLM has run"
+    host.script("".join(blocks("Removal")[:2]))
+    assert host.run("getent", "group", "modelcached").stdout.rstrip().endswith(":alice")
+    host.script(blocks("Removal")[2])
+    for path in ("var/lib/llm-models", "etc/modelcached", "run/modelcached", "var/cache/private/vllm", instance):
+        assert not Path(host.tree / path).exists(), path
+    assert not Path(host.tree / "var/cache/vllm").is_symlink()
+    left = host.run("find", "/etc", "/usr", "/opt", "/var/cache", "-name", "*modelcached*", "-o", "-name", "vllm@*")
+    assert left.stdout == ""
+    for database in ("passwd", "group"):
+        assert host.run("getent", database, "modelcached", check=False).returncode != 0, database
