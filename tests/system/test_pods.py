@@ -31,6 +31,7 @@ LOST_BYTES = 8 * MIB
 """What may have been in sockets and buffers when a daemon was killed."""
 
 # What vLLM does first: the repository's name becomes the snapshot's path, offline; then the files' own headers.
+# Adapters come as vLLM takes them: NAME=org/name.
 LOAD = """
 import errno, hashlib, json, os, signal, struct, sys
 from pathlib import Path
@@ -53,8 +54,11 @@ def refusal(path):
     except OSError as error:
         return errno.errorcode[error.errno]
 
-models = [load(repo_id) for repo_id in sys.argv[1:]]
-told = {"models": models, "uid": os.getuid(), "cache": refusal(os.environ["HF_HUB_CACHE"] + "/probe"),
+models = [load(word) for word in sys.argv[1:] if "=" not in word]
+adapters = dict(word.split("=") for word in sys.argv[1:] if "=" in word)
+adapters = {name: sorted(os.listdir(snapshot_download(repo_id))) for name, repo_id in adapters.items()}
+told = {"models": models, "adapters": adapters,
+        "uid": os.getuid(), "cache": refusal(os.environ["HF_HUB_CACHE"] + "/probe"),
         "root": refusal("/probe"), "snapshot": refusal(models[0]["path"] + "/config.json"),
         "offline": os.environ["HF_HUB_OFFLINE"]}
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -102,7 +106,7 @@ class Cluster:
         return self.daemon
 
     def workload(self, objects: list[Object], name: str, *models: str, extra: list[Object] | None = None) -> Pod:
-        """From the rendered Deployment; its server is a Python that loads the models as vLLM would, as nobody."""
+        """From the rendered Deployment; its server is a Python that loads what it names as vLLM would, as nobody."""
 
         def change(template: Object) -> None:
             if models:
@@ -110,7 +114,8 @@ class Cluster:
             server = template["spec"]["containers"][0]
             server["image"] = DAEMON  # a Python with huggingface_hub
             server["command"] = ["/opt/modelcached/bin/python3", "-c", LOAD.strip()]
-            server["args"] = list(models or [MODEL])
+            adapters = [word for word in server["args"] if "=" in word]
+            server["args"] = [*(models or [MODEL]), *adapters]
             least = {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -204,13 +209,15 @@ def _assert_daemon_has_no_privilege(daemon: Pod) -> None:
 
 def test_one_request_for_a_model_and_its_adapters(cluster: Cluster) -> None:
     adapters = ["org/lora-of-sales", "org/lora-of-support"]
+    files = ["adapter_config.json", "adapter_model.safetensors"]
     for name in adapters:
         repo = cluster.hub.create_repo(name)
-        commit = repo.commit({"adapter_config.json": b"{}", "adapter_model.safetensors": Synthetic(MIB, len(name))})
-        repo.tag("v2", commit)
+        repo.tag("v2", repo.commit({files[0]: b"{}", files[1]: Synthetic(MIB, len(name))}))
     daemon = cluster.start_daemon(render(ROOT / "overlays" / "hostpath"))
     pod = cluster.workload(render(ROOT / "examples" / "vllm-lora"), "lora").start()
-    assert_loaded(cluster.loaded(pod), digest(cluster.hub))
+    told = cluster.loaded(pod)
+    assert_loaded(told, digest(cluster.hub))
+    assert told["adapters"] == {"sales": files, "support": files}, "offline, by the names that vLLM is given"
     (lease,) = cachectl(daemon, "leases")
     assert {model["repo_id"] for model in lease["models"]} == {MODEL, *adapters}
 
