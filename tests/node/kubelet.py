@@ -275,7 +275,8 @@ def _contents(volume: Object, objects: Sequence[Object]) -> Mapping[str, str]:
     name = volume["secret"]["secretName"] if kind == "Secret" else volume["configMap"]["name"]
     found = next(one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name)
     contents: Mapping[str, str] = found.get("data") or found.get("stringData")
-    return contents
+    items = volume.get("secret", volume.get("configMap", {})).get("items")
+    return contents if items is None else {item["path"]: contents[item["key"]] for item in items}
 
 
 def _project(path: Path, contents: Mapping[str, str]) -> None:

@@ -97,7 +97,9 @@ class Cluster:
 
         def change(template: Object) -> None:
             container = template["spec"]["containers"][0]
-            container["env"] += [{"name": f"MODELCACHED_{key}", "value": value} for key, value in settings.items()]
+            ours = {f"MODELCACHED_{key}": value for key, value in settings.items()}
+            kept = [variable for variable in container["env"] if variable["name"] not in ours]
+            container["env"] = [*kept, *({"name": name, "value": value} for name, value in ours.items())]
             container["ports"][0]["containerPort"] = port
 
         kind = "DaemonSet" if any(one["kind"] == "DaemonSet" for one in objects) else "Deployment"
