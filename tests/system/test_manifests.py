@@ -13,7 +13,6 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 from modelcache.arguments import parse
 from modelcached import __version__, modellist
 from modelcached.config import CacheSection, ServerSection, load
@@ -26,7 +25,6 @@ from tests.node.kustomize import (
     containers,
     of_kind,
     render,
-    render_with,
     settings,
     template_of,
     templates,
@@ -94,7 +92,8 @@ def test_nothing_is_privileged(objects: list[Object]) -> None:
             assert security["allowPrivilegeEscalation"] is False
             assert security["seccompProfile"] == {"type": "RuntimeDefault"}
             assert "privileged" not in security
-            assert container["image"].startswith("modelcached:") or security["runAsNonRoot"] is True
+            if not container["image"].startswith("modelcached:"):
+                assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 65532)
 
 
 def test_every_mount_has_its_volume_and_every_volume_its_source(objects: list[Object]) -> None:
@@ -133,6 +132,13 @@ def test_clients_mount_directories_and_ask_what_ensure_model_understands(objects
         else:
             variables = {variable["name"]: variable for variable in container["env"]}
             assert variables["POD_UID"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.uid"
+
+
+def test_a_client_costs_no_pod_its_class(objects: list[Object]) -> None:
+    """Guaranteed is only who asks for exactly its limits, in every container."""
+    for _, container in _clients(objects):
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert container["resources"]["limits"].keys() == {"cpu", "memory"}
 
 
 def test_servers_read_offline_where_the_client_says(objects: list[Object]) -> None:
@@ -216,45 +222,14 @@ def test_where_hostpath_is_forbidden_there_is_none(path: str) -> None:
             assert spec["accessModes"] == claim["spec"]["accessModes"]
 
 
+def test_pods_for_a_daemon_of_the_hosts_go_where_there_is_one() -> None:
+    (holder,) = templates(render(ROOT / "overlays" / "systemd-host"))
+    (server,) = templates(render(ROOT / "examples" / "systemd-host"))
+    assert server["spec"]["nodeSelector"]
+    assert server["spec"]["nodeSelector"].items() <= holder["spec"]["nodeSelector"].items()
+
+
 def test_a_daemon_that_cannot_start_says_why_to_kubectl_describe() -> None:
     (template,) = templates(render(ROOT / "overlays" / "hostpath"))
     (container,) = containers(template)
     assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
-
-
-def test_a_component_leaves_alone_what_a_deployment_has(tmp_path: Path) -> None:
-    """Its own init containers, mounts and variables, and one that has none of them."""
-    (tmp_path / "own").mkdir()
-    plain = {"name": "a", "image": "server:1"}
-    rich = {**plain, "env": [{"name": "A", "value": "1"}], "volumeMounts": [{"name": "own", "mountPath": "/own"}]}
-    for name, container, more in (
-        ("plain", plain, {}),
-        (
-            "rich",
-            rich,
-            {"initContainers": [{"name": "own", "image": "x:1"}], "volumes": [{"name": "own", "emptyDir": {}}]},
-        ),
-    ):
-        template = {"metadata": {"labels": {"app": name}}, "spec": {"containers": [container], **more}}
-        deployment = {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": {"name": name},
-            "spec": {"selector": {"matchLabels": {"app": name}}, "template": template},
-        }
-        (tmp_path / "own" / f"{name}.yaml").write_text(yaml.safe_dump(deployment))
-    (tmp_path / "own" / "kustomization.yaml").write_text("resources: [plain.yaml, rich.yaml]\n")
-    objects = render_with(tmp_path / "own", tmp_path / "with", "workload")
-    assert_right(objects, RELEASES[-1])
-    spec = template_of(of_kind(objects, "Deployment", "rich"))["spec"]
-    assert [container["name"] for container in spec["initContainers"]] == ["ensure-model", "own"]
-    assert [variable["name"] for variable in spec["containers"][0]["env"]] == [
-        "A",
-        "HF_HOME",
-        "HF_HUB_CACHE",
-        "HF_HUB_OFFLINE",
-    ]
-    assert [mount["name"] for mount in spec["containers"][0]["volumeMounts"]] == ["own", "huggingface", "models"]
-    assert {volume["name"] for volume in spec["volumes"]} == {"own", "huggingface", "models", "modelcached"}
-    spec = template_of(of_kind(objects, "Deployment", "plain"))["spec"]
-    assert [mount["name"] for mount in spec["containers"][0]["volumeMounts"]] == ["huggingface", "models"]

@@ -1,25 +1,58 @@
-"""What somebody's own kustomization makes of deploy/kubernetes."""
+"""What somebody's own kustomization makes of deploy/kubernetes: what it must bear."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from modelcached.config import load
 
 from tests.node.kustomize import (
     RELEASES,
     ROOT,
+    Object,
     assert_right,
     containers,
     of_kind,
+    render,
     render_own,
     render_with,
     settings,
+    template_of,
     templates,
 )
 
 DAEMONS = ["hostpath", "local-path"]
+WORKLOADS = ["Deployment", "StatefulSet", "Job"]
+
+
+def workload(kind: str = "Deployment", name: str = "own", **spec: Any) -> Object:
+    """One container, the server, which knows nothing of a cache."""
+    template = {
+        "metadata": {"labels": {"app": name}, "annotations": {"modelcached/model": "org/name"}},
+        "spec": {"containers": [{"name": "server", "image": "server:1"}], **spec},
+    }
+    more: dict[str, Any] = {"selector": {"matchLabels": {"app": name}}}
+    if kind == "StatefulSet":
+        more["serviceName"] = name
+    if kind == "Job":
+        template["spec"]["restartPolicy"] = "Never"
+        more = {}
+    version = "batch/v1" if kind == "Job" else "apps/v1"
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": {**more, "template": template}}
+
+
+def own(scratch: Path, *objects: Object) -> str:
+    """Written there; the line of a kustomization that names them."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / "deployment.yaml").write_text(yaml.safe_dump_all(objects))
+    return "resources: [deployment.yaml]\n"
+
+
+def components(*names: str) -> str:
+    return "components:\n" + "".join(f"  - modelcached/deploy/kubernetes/components/{name}\n" for name in names)
 
 
 def overlay(name: str, *others: str) -> str:
@@ -76,3 +109,66 @@ def test_a_configuration_of_one_line_breaks_no_probe(
     assert str(config.models.file.parent) in mounts  # type: ignore[union-attr]
     pods = config.leases.kubelet_pods_dir
     assert pods is None or str(pods) in mounts
+
+
+@pytest.mark.parametrize("parts", [("workload",), ("keeper", "same-node"), ("workload", "claims")])
+def test_the_daemon_itself_is_no_workload(parts: tuple[str, ...], tmp_path: Path) -> None:
+    """It is a Deployment in overlays/local-path, and both may stand in one kustomization."""
+    own(tmp_path, workload())
+    objects = render_own(tmp_path, overlay("local-path", "deployment.yaml") + components(*parts))
+    alone = render(ROOT / "overlays" / "local-path")
+    assert of_kind(objects, "Deployment", "modelcached") == of_kind(alone, "Deployment", "modelcached")
+    assert template_of(of_kind(objects, "Deployment", "own"))["spec"]["initContainers"]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("parts", [("workload",), ("keeper",), ("workload", "claims"), ("keeper", "same-node")])
+@pytest.mark.parametrize("kind", WORKLOADS)
+def test_every_kind_of_workload_gets_the_same(kind: str, parts: tuple[str, ...], release: str, tmp_path: Path) -> None:
+    pods = []
+    for number, one in enumerate(("Deployment", kind)):
+        scratch = tmp_path / str(number)
+        objects = render_own(scratch, own(scratch, workload(one)) + components(*parts))
+        assert_right(objects, release)
+        spec = template_of(of_kind(objects, one))["spec"]
+        spec.pop("restartPolicy", None)
+        pods.append(spec)
+    assert pods[0] == pods[1]
+    (server,) = pods[1]["containers"]
+    assert {"HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"} == {variable["name"] for variable in server["env"]}
+    used = {mount["name"] for container in containers({"spec": pods[1]}) for mount in container["volumeMounts"]}
+    assert used == {volume["name"] for volume in pods[1]["volumes"]}
+
+
+def test_a_component_leaves_alone_what_a_workload_has(tmp_path: Path) -> None:
+    """Its own init containers, mounts, variables, and volumes of names that anybody would take."""
+    rich = workload(
+        initContainers=[{"name": "prepare", "image": "x:1"}],
+        volumes=[{"name": name, "emptyDir": {}} for name in ("models", "huggingface", "modelcached", "keeper")],
+    )
+    (server,) = template_of(rich)["spec"]["containers"]
+    server["env"] = [{"name": "A", "value": "1"}]
+    server["volumeMounts"] = [{"name": name, "mountPath": f"/own/{name}"} for name in ("models", "huggingface")]
+    for client, parts in (("ensure-model", ("workload", "claims")), ("keep-model", ("keeper", "same-node"))):
+        scratch = tmp_path / client
+        objects = render_own(scratch, own(scratch, rich, workload(name="plain")) + components(*parts))
+        assert_right(objects, RELEASES[-1])
+        before, after = template_of(rich)["spec"], template_of(of_kind(objects, "Deployment", "own"))["spec"]
+        assert [container["name"] for container in after["initContainers"]] == [client, "prepare"]
+        assert [variable["name"] for variable in after["containers"][0]["env"]] == [
+            "A",
+            "HF_HOME",
+            "HF_HUB_CACHE",
+            "HF_HUB_OFFLINE",
+        ]
+        assert all(volume in after["volumes"] for volume in before["volumes"])
+        assert [mount["name"] for mount in after["containers"][0]["volumeMounts"]] == [
+            "models",
+            "huggingface",
+            "modelcached-hf-home",
+            "modelcached-hub",
+        ]
+        added = {volume["name"] for volume in after["volumes"]} - {volume["name"] for volume in before["volumes"]}
+        assert all(name.startswith("modelcached-") for name in added)
+        plain = template_of(of_kind(objects, "Deployment", "plain"))["spec"]
+        assert {volume["name"] for volume in plain["volumes"]} == added
