@@ -32,12 +32,14 @@ from tests.node.kustomize import (
 
 OVERLAYS = ["hostpath", "local-path", "systemd-host"]
 EXAMPLES = ["vllm", "vllm-keeper", "vllm-lora", "systemd-host", "claims", "local-path"]
-RENDERED = [*(f"overlays/{name}" for name in OVERLAYS), *(f"examples/{name}" for name in EXAMPLES)]
+WITH_PODS = [*(f"overlays/{name}" for name in OVERLAYS), *(f"examples/{name}" for name in EXAMPLES)]
+VOLUMES = "examples/claims-volumes"
+RENDERED = [*WITH_PODS, VOLUMES]
 HUB_DIR = CacheSection().dir / "hub"
 SOCKETS = ServerSection().cache_socket.parent
 
 
-@pytest.fixture(params=RENDERED)
+@pytest.fixture(params=WITH_PODS)
 def objects(request: pytest.FixtureRequest) -> list[Object]:
     return render(ROOT / request.param)
 
@@ -204,22 +206,42 @@ def test_no_probe_kills_a_daemon_that_is_busy() -> None:
     assert grace > ServerSection().drain_timeout.total_seconds()
 
 
-@pytest.mark.parametrize("path", ["examples/claims", "overlays/local-path", "examples/local-path"])
-def test_where_hostpath_is_forbidden_there_is_none(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "beside"),
+    [
+        ("overlays/local-path", "overlays/local-path"),
+        ("examples/local-path", "overlays/local-path"),
+        ("examples/claims", VOLUMES),
+    ],
+)
+def test_where_hostpath_is_forbidden_there_is_none(path: str, beside: str) -> None:
+    """And the claims are there that are named instead."""
     objects = render(ROOT / path)
     sources: list[Any] = [source for template in templates(objects) for source in template["spec"]["volumes"]]
     assert not [source for source in sources if "hostPath" in source]
-    claims = {one["metadata"]["name"]: one for one in objects if one["kind"] == "PersistentVolumeClaim"}
-    if path == "examples/local-path":
-        claims = {o["metadata"]["name"]: o for o in render(ROOT / "overlays/local-path") if "Claim" in o["kind"]}
+    claims = {o["metadata"]["name"]: o for o in render(ROOT / beside) if o["kind"] == "PersistentVolumeClaim"}
     named = {source["persistentVolumeClaim"]["claimName"] for source in sources if "persistentVolumeClaim" in source}
     assert named == claims.keys()
-    volumes = {one["metadata"]["name"]: one for one in objects if one["kind"] == "PersistentVolume"}
-    for claim in claims.values():
-        if "volumeName" in claim["spec"]:
-            spec = volumes[claim["spec"]["volumeName"]]["spec"]
-            assert spec["storageClassName"] == claim["spec"]["storageClassName"]
-            assert spec["accessModes"] == claim["spec"]["accessModes"]
+    spaces = {
+        one["metadata"]["namespace"]
+        for one in (*claims.values(), *objects)
+        if one["kind"] in ("Deployment", "PersistentVolumeClaim")
+    }
+    assert len(spaces) == 1, "a claim is its namespace's"
+
+
+def test_a_volume_and_its_claim_name_each_other() -> None:
+    """So that neither gets another partner; the volume, which is the cluster's, has the namespace in its own name."""
+    objects = render(ROOT / VOLUMES)
+    volumes = {one["metadata"]["name"]: one["spec"] for one in objects if one["kind"] == "PersistentVolume"}
+    claims = {one["metadata"]["name"]: one for one in objects if one["kind"] == "PersistentVolumeClaim"}
+    assert volumes.keys() == {f"{name}-chat" for name in claims}
+    for name, claim in claims.items():
+        spec = volumes[claim["spec"]["volumeName"]]
+        assert spec["claimRef"] == {"namespace": claim["metadata"]["namespace"], "name": name}
+        assert spec["storageClassName"] == claim["spec"]["storageClassName"]
+        assert spec["accessModes"] == claim["spec"]["accessModes"]
+    assert {spec["local"]["path"] for spec in volumes.values()} == {str(HUB_DIR), str(SOCKETS)}
 
 
 def test_pods_for_a_daemon_of_the_hosts_go_where_there_is_one() -> None:

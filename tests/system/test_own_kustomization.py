@@ -172,3 +172,20 @@ def test_a_component_leaves_alone_what_a_workload_has(tmp_path: Path) -> None:
         assert all(name.startswith("modelcached-") for name in added)
         plain = template_of(of_kind(objects, "Deployment", "plain"))["spec"]
         assert {volume["name"] for volume in plain["volumes"]} == added
+
+
+def test_claims_rename_nothing_of_ones_own(tmp_path: Path) -> None:
+    """A suffix of one's own is one's own: the claims' names are the same in every namespace."""
+    objects = render_own(
+        tmp_path, own(tmp_path, workload()) + "namespace: chat\nnameSuffix: -blue\n" + components("workload", "claims")
+    )
+    (template,) = templates(objects)
+    assert of_kind(objects, "Deployment")["metadata"]["name"] == "own-blue"
+    named = {
+        v["persistentVolumeClaim"]["claimName"]
+        for v in template["spec"]["volumes"]
+        if len(v) > 1 and "persistentVolumeClaim" in v
+    }
+    claims = render(ROOT / "examples" / "claims-volumes")
+    assert named == {one["metadata"]["name"] for one in claims if one["kind"] == "PersistentVolumeClaim"}
+    assert {one["kind"] for one in objects} == {"Deployment"}, "what is once a namespace comes with no workload"

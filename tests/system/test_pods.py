@@ -226,10 +226,8 @@ def test_one_request_for_a_model_and_its_adapters(cluster: Cluster) -> None:
 
 def test_a_namespace_without_hostpath_has_the_same_by_claims(cluster: Cluster) -> None:
     cluster.start_daemon(render(ROOT / "overlays" / "hostpath"))
-    example = render(ROOT / "examples" / "claims")
-    for one in example:
-        one["metadata"]["name"] = one["metadata"]["name"].replace("vllm-chat", "vllm")
-    pod = cluster.workload(example, "claims").start()
+    volumes = render(ROOT / "examples" / "claims-volumes")
+    pod = cluster.workload(render(ROOT / "examples" / "claims"), "claims", extra=volumes).start()
     assert_loaded(cluster.loaded(pod), digest(cluster.hub))
     (lease,) = cachectl(cluster.daemon, "leases")  # type: ignore[arg-type]
     assert (lease["kind"], lease["holder"]) == ("pod", "claims")
