@@ -211,7 +211,7 @@ def prometheus_rule() -> str:
     whole = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": {"name": "modelcached"},
+        "metadata": {"name": "modelcached", "namespace": "modelcached"},
         "spec": yaml.safe_load((HERE / "rules.yaml").read_text()),
     }
     return "# Made from rules.yaml by `make docs`; do not edit.\n" + yaml.safe_dump(whole, sort_keys=False, width=1000)

@@ -42,6 +42,20 @@ CASES = [
     Case("ModelcachedDown", "gone for ten minutes", {labelled("up"): "1x5 0x30"}, 20, True),
     Case("ModelcachedDown", "restarted", {labelled("up"): "1x5 0x2 1x30"}, 20, False),
     Case("ModelcachedDown", "another job", {'up{job="node", instance="node-1"}': "0x60"}, 20, False),
+    *(
+        Case(
+            "ModelcachedNotRunning", f"a {kind} {name}", {labelled(series, f'{kind}="{who}"'): values}, 20, fires, more
+        )
+        for kind, series in (
+            ("daemonset", "kube_daemonset_status_number_unavailable"),
+            ("deployment", "kube_deployment_status_replicas_unavailable"),
+        )
+        for name, who, values, fires, more in (
+            ("that never started", "modelcached", "1x60", True, f'{kind}="modelcached"'),
+            ("that is replaced", "modelcached", "0x10 1x10 0x40", False, ""),
+            ("of somebody else's", "other", "1x60", False, ""),
+        )
+    ),
     Case(
         "ModelcachedDiskFillsSoon",
         "loses 1 GB a minute of 100",

@@ -111,6 +111,31 @@ def test_a_configuration_of_one_line_breaks_no_probe(
     assert pods is None or str(pods) in mounts
 
 
+def test_monitoring_moves_nothing_of_ones_own(tmp_path: Path) -> None:
+    mine = workload()
+    mine["metadata"]["namespace"] = "chat"
+    own(tmp_path, mine)
+    objects = render_own(tmp_path, overlay("hostpath", "deployment.yaml") + components("monitoring"))
+    assert of_kind(objects, "Deployment", "own")["metadata"]["namespace"] == "chat"
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert of_kind(objects, kind)["metadata"]["namespace"] == "modelcached"
+
+
+def test_monitoring_takes_a_release_and_an_address_of_the_runbook(tmp_path: Path) -> None:
+    """By the patch in its head."""
+    head = (ROOT / "components" / "monitoring" / "kustomization.yaml").read_text().split("#\n", 1)[1]
+    patch = "".join(f"{line.removeprefix('#   ')}\n" for line in head.splitlines() if line.startswith("#   "))
+    objects = render_own(tmp_path, overlay("hostpath") + components("monitoring") + patch)
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert of_kind(objects, kind)["metadata"]["labels"] == {"release": "kube-prometheus-stack"}
+    rules = [rule for group in of_kind(objects, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+    addresses = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in rules if "alert" in rule}
+    assert addresses == {
+        name: f"https://git.example.com/modelcached/docs/runbook.md#{name.lower()}" for name in addresses
+    }
+    assert addresses
+
+
 @pytest.mark.parametrize("parts", [("workload",), ("keeper", "same-node"), ("workload", "claims")])
 def test_the_daemon_itself_is_no_workload(parts: tuple[str, ...], tmp_path: Path) -> None:
     """It is a Deployment in overlays/local-path, and both may stand in one kustomization."""
