@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from modelcached import __version__
 
-from tests.system.images import BASE, CLIENT, DAEMON, Images
+from tests.system.images import BASE, CLIENT, DAEMON, REPOSITORY, Images
 
 MIB = 1 << 20
 PYTHON = "/opt/modelcached/bin/python3"
@@ -37,6 +37,15 @@ def test_they_are_built_and_small(images: Images, record_property: Callable[[str
         own = images.podman.size_bytes(image) - base
         record_property("count", f"image {name}: {own / MIB:.1f} MiB on a base of {base / MIB:.1f} MiB")
         assert own < most, f"{name}: {own / MIB:.1f} MiB"
+
+
+def test_a_plain_build_lacks_no_argument() -> None:
+    """A builder warns of each that has neither a default nor a value; a stage may repeat one that has."""
+    lines = (REPOSITORY / "deploy" / "Containerfile").read_text().splitlines()
+    arguments = [line.split()[1].partition("=") for line in lines if line.startswith("ARG ")]
+    with_default = {name for name, equals, _ in arguments[:1] if equals}
+    assert arguments
+    assert {name for name, equals, _ in arguments if not equals} <= with_default, "what stands before the first stage"
 
 
 DISTRIBUTIONS = "import importlib.metadata as m, json; print(json.dumps([d.name.lower() for d in m.distributions()]))"
