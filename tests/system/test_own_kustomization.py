@@ -1,7 +1,9 @@
-"""What somebody's own kustomization makes of deploy/kubernetes: what it must bear."""
+"""What somebody's own kustomization makes of deploy/kubernetes: the documentation's, and those that it must bear."""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tests.node.kustomize import (
     templates,
 )
 
+PAGE = ROOT.parents[1] / "docs" / "kubernetes.md"
 DAEMONS = ["hostpath", "local-path"]
 WORKLOADS = ["Deployment", "StatefulSet", "Job"]
 
@@ -59,6 +62,20 @@ def overlay(name: str, *others: str) -> str:
     return "resources:\n" + "".join(
         f"  - {one}\n" for one in (f"modelcached/deploy/kubernetes/overlays/{name}", *others)
     )
+
+
+def documented() -> list[str]:
+    """Every kustomization on the page; what is only a part of one belongs to the first."""
+    blocks = re.findall(r"^( *)```yaml\n(.*?)^ *```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    found = [textwrap.dedent(block) for _, block in blocks]
+    return [block if "resources:" in block else overlay("hostpath") + block for block in found]
+
+
+@pytest.mark.parametrize("number", range(len(documented())))
+def test_what_the_page_shows_is_right(number: int, tmp_path: Path) -> None:
+    own(tmp_path, workload())
+    (tmp_path / "config.toml").write_text('[cache]\nbudget = "350GB"\n')
+    assert_right(render_own(tmp_path, documented()[number]), RELEASES[-1])
 
 
 @pytest.mark.parametrize("release", RELEASES)
