@@ -135,6 +135,7 @@ class Cluster:
             assert time.monotonic() < deadline
             assert pod.runs("vllm"), pod.logs("vllm")
             time.sleep(0.1)
+        assert said.startswith("{"), said  # a traceback, otherwise
         return dict(json.loads(said))
 
     def timed(self, stage: str, work: Callable[[], Any]) -> Any:
