@@ -73,9 +73,11 @@ class Asked:
 
     @property
     def holds(self) -> bool:
-        """What was condemned before it came has gone by now: from here on nothing of it may go."""
+        """What was condemned before it came has gone by now: from here on nothing of it may go, until it has failed."""
         assembly = self.watch._assembly
-        return assembly is not None and assembly.phase in (Phase.DOWNLOADING, Phase.PUBLISHING, Phase.READY)
+        if assembly is None or assembly.phase not in (Phase.DOWNLOADING, Phase.PUBLISHING, Phase.READY):
+            return False
+        return assembly.phase is Phase.READY or assembly._work is None or not assembly._work.done()
 
 
 def happens(**drawn: st.SearchStrategy[Any]) -> Callable[[Callable[..., Awaitable[bool | None]]], Any]:
