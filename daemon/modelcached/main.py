@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import structlog
 from modelcache.reasons import EXIT_USAGE
 
 from modelcached import __version__
@@ -105,6 +104,8 @@ def _run(config: Config, config_file: Path | None, flags: dict[str, dict[str, An
 
 
 def _cannot_start(config: Config, error: CacheError | OSError) -> int:
+    import structlog  # noqa: PLC0415 - behind the claim, as all that takes time
+
     from modelcached.telemetry import logs  # noqa: PLC0415
 
     logs.configure(config.log)

@@ -124,6 +124,10 @@ class Space:
         if not sizes:
             return
         self._areas[name] = sizes
+        if self._inodes.keys().isdisjoint(sizes):  # as nearly always at the start, when there are a hundred thousand
+            self._inodes |= sizes
+            self.used_bytes += sum(sizes.values())
+            return
         for inode, size in sizes.items():
             self._enter(inode, size)
 

@@ -210,8 +210,13 @@ class Index:
         for known_record in records.values():
             stamps |= known_record.stamps
         here = (found.repo_id,)
-        for digest, blob in found.blobs.items():
-            repo.blobs[digest] = Blob.found(blob, stamps.get(digest), found.foreign_path(digest, repo_path))
+        for digest, seen in found.blobs.items():
+            stamp = stamps.get(digest)
+            if seen[:3] == stamp and not seen.writable_by_others and digest not in found.shared:  # as nearly all are
+                blob = Blob(stamp, seen.allocated_bytes, seen.link_count, True)
+            else:
+                blob = Blob.found(seen, stamp, found.foreign_path(digest, repo_path))
+            repo.blobs[digest] = blob
             homes = self._homes.setdefault(digest, here)
             if found.repo_id not in homes:
                 self._homes[digest] = homes + here

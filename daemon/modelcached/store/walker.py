@@ -15,7 +15,6 @@ import fcntl
 import gc
 import marshal
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -32,8 +31,9 @@ LEAST_FOLDERS = 100
 """Fewer are read before another process has begun."""
 _PIPE_BYTES = 1 << 20
 """As much as a pipe may hold: about a hundred repositories."""
-_CHUNKS = 4
-"""As many are taken ahead of who asks: what is not believed yet takes memory."""
+_AHEAD_BYTES = 8 << 20
+"""As much is taken ahead of who asks, about eight hundred repositories: it reads on while the daemon is loaded. What is
+not believed yet takes memory."""
 _SIZE_BYTES = 8
 """Before each answer, little-endian: marshal reads a stream byte by byte."""
 _PR_SET_PDEATHSIG = 1
@@ -48,8 +48,7 @@ class Walker:
         """In their order."""
         self._layout = layout
         self._process: subprocess.Popen[bytes] | None = None
-        self._chunks: queue.Queue[bytes] = queue.Queue(_CHUNKS)
-        self._answers = bytearray()
+        self._answers = _Answers()
         self._told = source is not None
         if source is not None:
             # What is told is taken at once, so that the process need not wait for who has no time for it yet.
@@ -81,13 +80,10 @@ class Walker:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            while self._reader.is_alive():  # it may wait for room
-                with contextlib.suppress(queue.Empty):
-                    self._chunks.get_nowait()
-                self._reader.join(0.001)
+            self._answers.end()  # who reads them may wait for room
+            self._reader.join()
             _end(process)
-            self._chunks, self._answers = queue.Queue(_CHUNKS), bytearray()
-            self._told = False
+            self._answers, self._told = _Answers(), False
 
     def found(self, folder: str, known: Mapping[str, Digest]) -> FoundRepo | None:
         """As ``scan_repo``; None also where the folder's name is no repository's."""
@@ -96,7 +92,8 @@ class Walker:
             return None
         if self._told:
             try:
-                told = marshal.loads(self._take(int.from_bytes(self._take(_SIZE_BYTES), "little")))  # noqa: S302 - our own process wrote it
+                size = int.from_bytes(self._answers.take(_SIZE_BYTES), "little")
+                told = marshal.loads(self._answers.take(size))  # noqa: S302 - our own process wrote it
             except (EOFError, ValueError, TypeError):
                 self._told = False  # it ended before its time
             else:
@@ -107,21 +104,45 @@ class Walker:
         try:
             with contextlib.suppress(OSError, ValueError):
                 while chunk := source.read1(_PIPE_BYTES):  # type: ignore[attr-defined]
-                    self._chunks.put(chunk)
+                    self._answers.put(chunk)
         finally:
-            self._chunks.put(b"")  # nobody may wait for more
+            self._answers.end()  # nobody may wait for more
 
-    def _take(self, size: int) -> bytes:
-        """The next bytes that it tells. Raises EOFError where it tells no more."""
-        while len(self._answers) < size:
-            chunk = self._chunks.get()
-            if not chunk:
-                self._chunks.put(chunk)
+
+class _Answers:
+    """What was told and not asked for yet: no more than _AHEAD_BYTES, or than somebody waits for."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._changed = threading.Condition()
+        self._wanted = 0
+        self._ended = False
+
+    def put(self, chunk: bytes) -> None:
+        """Waits for room."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or len(self._bytes) < max(_AHEAD_BYTES, self._wanted))
+            self._bytes += chunk
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """There is no more, or nobody wants more."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def take(self, size: int) -> bytes:
+        """The next bytes. Raises EOFError where there are no more."""
+        with self._changed:
+            self._wanted = size
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._ended or len(self._bytes) >= size)
+            if len(self._bytes) < size:
                 raise EOFError
-            self._answers += chunk
-        taken = bytes(self._answers[:size])
-        del self._answers[:size]
-        return taken
+            taken = bytes(self._bytes[:size])
+            del self._bytes[:size]
+            self._changed.notify_all()
+            return taken
 
 
 def hub_folders(layout: Layout) -> tuple[list[str], list[str]]:
@@ -172,7 +193,7 @@ def _packed(found: FoundRepo) -> Any:
         commit: {path: digest.hex for path, digest in links.items()} for commit, links in found.snapshots.items()
     }
     return (
-        [(digest.hex, *blob) for digest, blob in found.blobs.items()],
+        {digest.hex: tuple(blob) for digest, blob in found.blobs.items()},
         {digest.hex: target for digest, target in found.shared.items()},
         snapshots,
         (found.refs, found.trees, found.strangers, found.sizes, found.hollow),
@@ -181,10 +202,10 @@ def _packed(found: FoundRepo) -> Any:
 
 def _unpacked(found: FoundRepo, told: Any, known: Mapping[str, Digest]) -> FoundRepo:
     blobs, shared, snapshots, rest = told
-    texts = {text for links in snapshots.values() for text in links.values()} | {text for text, *_ in blobs}
+    texts = {text for links in snapshots.values() for text in links.values()} | blobs.keys()
     digests = {text: known[text] for text in texts & known.keys()}
     digests |= Digest.parse_all(texts - digests.keys())
-    found.blobs = {digests[text]: made(FoundBlob, blob) for text, *blob in blobs}
+    found.blobs = {digests[text]: made(FoundBlob, blob) for text, blob in blobs.items()}
     found.shared = {digests[text]: target for text, target in shared.items()}
     found.snapshots = {
         commit: {sys.intern(path): digests[text] for path, text in links.items()} for commit, links in snapshots.items()
