@@ -221,7 +221,7 @@ async def test_choosing_victims_asks_only_about_those_that_it_reaches(
     async with opened(layout) as core:
         await recover(core, lost="")
         asked: Counter[str] = Counter()
-        covers, users = Lease.covers, Repo.users
+        covers, users = Lease.covers, Repo.shared
 
         def counting_covers(self: Lease, *rest: Any) -> bool:
             asked["lease"] += 1
@@ -232,7 +232,7 @@ async def test_choosing_victims_asks_only_about_those_that_it_reaches(
             return users(self)
 
         monkeypatch.setattr(Lease, "covers", counting_covers)
-        monkeypatch.setattr(Repo, "users", counting_users)
+        monkeypatch.setattr(Repo, "shared", counting_users)
         victims, _ = eviction.plan(core, Amount(1))
         assert [victim.id for victim in victims] == [snapshots(repo_ids(FILLING)[0])[0]]
         assert asked["repository"] == 1

@@ -26,10 +26,10 @@ def snapshot(repo: str, *digests: Digest, commit: str = "1") -> Candidate:
 
 
 def books(users: Mapping[tuple[str, Digest], int], inodes: Mapping[tuple[str, Digest], Inode]) -> Shares:
-    """By repository and digest."""
+    """By repository and digest; ``users``: how many snapshots need each."""
     return Shares(
         lambda repo_id: Books(
-            Counter({digest: count for (repo, digest), count in users.items() if repo == repo_id}),
+            Counter({digest: count - 1 for (repo, digest), count in users.items() if repo == repo_id}),
             {digest: inode for (repo, digest), inode in inodes.items() if repo == repo_id},
         )
     )

@@ -57,10 +57,10 @@ def shares(core: Core) -> Shares:
 
     def open_books(repo_id: RepoId) -> Books:
         repo = core.index.repo(repo_id)
-        users = repo.users()
+        others = repo.shared()
         if core.use.holds_in(repo_id):
-            users.update(digest for digest in repo.blobs if core.use.holds(Name(repo_id, digest)))
-        return Books(users, repo.blobs)
+            others.update(digest for digest in repo.blobs if core.use.holds(Name(repo_id, digest)))
+        return Books(others, repo.blobs)
 
     return Shares(open_books)
 

@@ -165,9 +165,11 @@ class UseLedger:
 
     def eviction_order(self, snapshots: Iterable[SnapshotId], refs: Refs) -> list[SnapshotId]:
         """What a branch has left behind, then the rest; each part least recently used first."""
-        in_order = self.order(snapshots)
-        left_behind = {snapshot for snapshot in in_order if self.superseded(snapshot, refs)}
-        return sorted(in_order, key=lambda snapshot: snapshot not in left_behind)
+        left_behind: list[SnapshotId] = []
+        rest: list[SnapshotId] = []
+        for snapshot in self.order(snapshots):
+            (left_behind if self.superseded(snapshot, refs) else rest).append(snapshot)
+        return left_behind + rest
 
     # Refs
 
@@ -189,15 +191,16 @@ class UseLedger:
 
     def superseded(self, snapshot: SnapshotId, refs: Refs) -> bool:
         """A branch that named it names another commit by now, none names it, and nobody asked for it since."""
-        own = refs.get(snapshot.repo_id, {})
-        if snapshot.commit in own.values():
+        repo_id, commit = snapshot
+        own, named = refs.get(repo_id), self._named.get(repo_id)
+        if not own or not named or commit in own.values():
             return False
         usage = self.usage.get(snapshot)
         used = usage.tick if usage else 0
-        return any(
-            snapshot.commit in commits and (now := own.get(revision)) is not None and commits.get(now, 0) > used
-            for revision, commits in self._named.get(snapshot.repo_id, {}).items()
-        )
+        for revision, commits in named.items():
+            if commit in commits and (now := own.get(revision)) is not None and commits.get(now, 0) > used:
+                return True
+        return False
 
     # Holds
 

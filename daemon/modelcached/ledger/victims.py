@@ -38,8 +38,8 @@ class Blob(Protocol):
 class Books:
     """Of one repository."""
 
-    users: Counter[Digest]
-    """How many of its snapshots, and of requests for it, need each blob."""
+    others: Counter[Digest]
+    """How many of its snapshots and requests need a blob besides one; what is not in it is one's own."""
     blobs: Mapping[Digest, Blob]
 
 
@@ -80,7 +80,7 @@ class Shares:
         In one pass, for a list has thousands of them.
         """
         books = self._of(candidate.id.repo_id)
-        users, blobs = books.users.get, books.blobs.get
+        others, blobs = books.others, books.blobs.get
         size = freed = 0
         several: dict[int, tuple[int, int]] = {}
         gone: Counter[int] = Counter()
@@ -88,7 +88,7 @@ class Shares:
             blob = blobs(digest)
             if blob is None:
                 continue
-            own = users(digest, 0) <= 1
+            own = others[digest] <= 0
             if blob.link_count > 1:
                 several[blob.inode] = blob.allocated_bytes, blob.link_count
                 gone[blob.inode] += own
@@ -105,36 +105,32 @@ class Shares:
     def remove(self, candidate: Candidate) -> Victim:
         """Takes the candidate away; what du loses by that."""
         books = self._of(candidate.id.repo_id)
-        unused = []
+        others, blobs = books.others, books.blobs.get
+        freed, inodes = candidate.own_bytes, candidate.own_inodes
+        several: dict[int, Blob] = {}
         for digest in candidate.digests:
-            books.users[digest] -= 1
-            if books.users[digest] <= 0:
-                unused.append(digest)
-        freed, inodes, gone = self._freed(books, unused)
-        self._names_gone.update(gone)
-        return Victim(candidate.id, candidate.own_bytes + freed, candidate.own_inodes + inodes)
+            if others and (more := others[digest]) > 0:
+                others[digest] = more - 1
+                continue
+            if (blob := blobs(digest)) is None:
+                continue
+            if blob.link_count > 1:
+                several[blob.inode] = blob
+                self._names_gone[blob.inode] += 1
+                continue
+            freed += blob.allocated_bytes
+            inodes += 1
+        for inode, blob in several.items():  # with the last of its names
+            if self._names_gone[inode] == blob.link_count:
+                freed += blob.allocated_bytes
+                inodes += 1
+        return Victim(candidate.id, freed, inodes)
 
     def _of(self, repo_id: RepoId) -> Books:
         books = self._books.get(repo_id)
         if books is None:
             books = self._books[repo_id] = self._open_books(repo_id)
         return books
-
-    def _freed(self, books: Books, digests: Iterable[Digest]) -> tuple[int, int, Counter[int]]:
-        """Bytes and inodes that go with those names; and how many names that takes from inodes that have several."""
-        freed = inodes = 0
-        gone: Counter[int] = Counter()
-        for digest in digests:
-            blob = books.blobs.get(digest)
-            if blob is None:
-                continue
-            if blob.link_count > 1:
-                gone[blob.inode] += 1
-                if gone[blob.inode] + self._names_gone[blob.inode] != blob.link_count:
-                    continue
-            freed += blob.allocated_bytes
-            inodes += 1
-        return freed, inodes, gone
 
 
 def choose(in_order: Iterable[Candidate], shares: Shares, wanted: Amount) -> tuple[list[Victim], Amount]:

@@ -89,13 +89,14 @@ class Repo:
     snapshots: dict[Commit, Snapshot] = field(default_factory=dict)
     refs: dict[Revision, Commit] = field(default_factory=dict)
 
-    def users(self) -> Counter[Digest]:
-        """How many snapshots that are not going link to each blob."""
-        users: Counter[Digest] = Counter()
+    def shared(self) -> Counter[Digest]:
+        """By how many snapshots that are not going, besides one, each blob is linked to; most by none."""
+        seen, shared = set[Digest](), Counter[Digest]()
         for snapshot in self.snapshots.values():
             if snapshot.state is not SnapshotState.CONDEMNED:
-                users.update(snapshot.digests)
-        return users
+                shared.update(snapshot.digests & seen)
+                seen |= snapshot.digests
+        return shared
 
 
 def state_of(record: Record | None, links: Mapping[str, Digest], blobs: Mapping[Digest, Blob]) -> SnapshotState:
