@@ -197,7 +197,8 @@ def test_a_store_that_fails_two_files_is_left_alone(hub: Hub, node: Node) -> Non
 
 
 def test_after_a_cancel_no_traffic_goes_on(hub: Hub, node: Node) -> None:
-    digest = commit(hub)
+    size = 3 * SIZE  # hf_xet sometimes reads far ahead before it gives the first bytes
+    digest = commit(hub, size=size)
     with under_way(hub, node, digest) as child:
         with node.admin() as admin:
             admin.cancel_transfer(MODEL)
@@ -210,7 +211,7 @@ def test_after_a_cancel_no_traffic_goes_on(hub: Hub, node: Node) -> None:
             lambda: len(hub.requests()) > asked or content_sent(hub, "xorb") > sent, timedelta(seconds=1)
         )
         assert not more
-        assert sent < SIZE
+        assert sent < size
 
 
 def test_it_goes_on_after_a_kill_of_the_daemon(hub: Hub, node: Node) -> None:
