@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -31,7 +30,7 @@ def test_what_was_put_is_taken_in_whatever_pieces(answers: walker._Answers) -> N
 def test_no_more_is_taken_ahead_than_allowed(answers: walker._Answers) -> None:
     answers.put(bytes(100))
     ahead = in_thread(lambda: answers.put(b"x"))
-    time.sleep(0.05)
+    ahead.join(0.05)
     assert ahead.is_alive(), "it waits for room"
     answers.take(1)
     ahead.join(5)
