@@ -26,7 +26,7 @@ LATER_SECONDS = 60.0
 """After so long of the same, a line says little that the one before did not."""
 BAR_EVERY_SECONDS = 0.1
 SILENCE_SECONDS = 15.0
-"""A daemon that says nothing for so long is mentioned; it sends progress about every second."""
+"""A daemon that says nothing for so long is mentioned; it tells how it stands every five, changed or not."""
 
 _STDERR = 2
 _CLEAR_LINE = "\r\x1b[K"

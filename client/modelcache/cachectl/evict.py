@@ -13,13 +13,12 @@ from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import eviction_row
 from modelcache.cachectl.session import Session, duration_argument, model_argument, short, size_argument, verb
 from modelcache.client import reference
+from modelcache.reasons import EXIT_TEMPORARY
 from modelcache.units import format_size, printable
 from modelcache.v1 import admin_pb2, common_pb2
 
 DECLINED = 1
 """Somebody at a terminal said no."""
-SHORT = 75
-"""EX_TEMPFAIL, as of a plan: something in use would have to end first."""
 
 
 @click.command("evict", epilog="Example: cachectl evict --older-than 7d --until-free 200GB --dry-run")
@@ -56,7 +55,7 @@ def evict(
     if not session.json:
         _show_plan(session.out if dry_run else session.err, planned, until_free or 0)
     if dry_run:
-        return SHORT if planned.bytes_short else 0
+        return EXIT_TEMPORARY if planned.bytes_short else 0
     if not planned.models:
         gone = planned
     elif not yes and not agreed(f"evict {len(planned.models)} and free {format_size(planned.bytes_freed)}?"):
@@ -73,7 +72,7 @@ def evict(
         for model in gone.models:
             click.echo(f"{printable(model.repo_id)}@{printable(model.commit)}")
         session.say(f"freed {format_size(gone.bytes_freed)}")
-    return SHORT if planned.bytes_short else 0
+    return EXIT_TEMPORARY if planned.bytes_short else 0
 
 
 def _rule(older_than: timedelta | None, until_free: int | None, *, all_unpinned: bool) -> admin_pb2.EvictionRule | None:
