@@ -221,6 +221,38 @@ def test_who_wants_what_another_fetches_leaves_the_line_when_it_has_come(hub: Hu
     assert hub.body_bytes("org/same-bytes", "donor.safetensors") == 0
 
 
+@pytest.mark.parametrize("evicted", [False, True], ids=["stays", "is evicted"])
+def test_what_a_model_shares_with_one_that_is_ready_before_it_is_its_own(
+    hub: Hub, make_node: Callable[..., Node], evicted: bool
+) -> None:
+    """However soon the other goes: it has waited for those bytes, and is spared a second transfer."""
+    node = make_node(transfer=PATIENT).start()
+    shared = Synthetic(SIZE, 99)
+    hub.create_repo("org/first").commit({"config.json": b"{}", "shared.safetensors": shared})
+    files = {"config.json": b"[]", "shared.safetensors": shared, "more.safetensors": Synthetic(SIZE, 5)}
+    hub.create_repo("org/larger").commit(files)
+    hub.gate.close("*.safetensors")
+    try:
+        first = Asking(node, "first")
+        assert hub.gate.wait_for_waiting(1)
+        before = hub.gate.waiting
+        larger = Asking(node, "larger")
+        assert hub.gate.wait_for_waiting(before + 1)
+        hub.gate.close("more.safetensors")
+        assert first.is_ready()
+        node.release_all()
+        if evicted:
+            node.ctl("evict", "org/first", "--yes")
+        hub.gate.open()
+        assert larger.is_ready()
+    finally:
+        hub.gate.open()
+    assert hub.body_bytes("org/first", "shared.safetensors") == SIZE
+    assert hub.body_bytes("org/larger", "shared.safetensors") == 0
+    assert (node.hub_dir / "models--org--first").exists() is not evicted
+    node.assert_disk_truth()
+
+
 def test_a_caller_that_goes_leaves_the_line(hub: Hub, one_at_a_time: Node) -> None:
     node = one_at_a_time
     publish(hub, "first", "gone", "third")

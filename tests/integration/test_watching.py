@@ -109,7 +109,7 @@ def test_what_somebody_removes_is_believed_no_more(
         remove()
     left = {f"org/blob@{commits['org/blob']}": "unverified", f"org/ref@{commits['org/ref']}": "ready"}
     follows(node, lambda: states(node) == left, "what was removed")
-    node.wait_until(lambda: "ref_gone" in drifts(node), SECONDS, "the ref")
+    node.wait_until(lambda: drifts(node).get("ref_gone") == 2, SECONDS, "both refs")
     assert node.models()[f"org/ref@{commits['org/ref']}"]["revisions"] == []
     assert drifts(node) == {"blob_gone": blobs + 1, "snapshot_gone": 2, "ref_gone": 2}
     hub.reset_counters()

@@ -563,14 +563,14 @@ class CacheMachine(RuleBasedStateMachine):
     async def ensure_from_a_bad_hub(self, model: Any, after: int, how: str) -> None:
         """The transfer breaks off, or brings what it should not."""
         self.hub.dies_after_bytes = after * KIB if how == "dies" else None
-        self.hub.lies = how == "lies"
+        self.hub.lies, self.hub.lied = how == "lies", False
         try:
             result = await self._ask_alone([self._model(model)], LeaseWish(holder="unlucky"))
         finally:
             self.hub.dies_after_bytes, self.hub.lies = None, False
             if how == "lies":  # what was broken off there is proven wrong when it is whole, and fetched again
                 self.doubtful |= set(self._names("partial"))
-        if self.hub.served and how == "lies":
+        if self.hub.lied:
             assert isinstance(result, CacheError)
             assert result.reason in (Reason.DIGEST_MISMATCH, Reason.NO_SPACE_NOW)
 
@@ -582,7 +582,8 @@ class CacheMachine(RuleBasedStateMachine):
             repo_id, revision, profile = self._model(model)
             snapshot = self._meant(repo_id, revision)
             names = set() if snapshot is None else {(repo_id, n) for n in universe.hexes_of(snapshot, profile)}
-            there = bool(names) and all(map(self._sound, names)) and snapshot in self.truth.records
+            asked_for = {name for name in names if SIZES[name[1]]}  # an empty file can be made without anybody
+            there = bool(names) and all(map(self._sound, asked_for)) and snapshot in self.truth.records
             result = await self._ask_alone([(repo_id, revision, profile)], LeaseWish(holder="alone"))
         finally:
             self.hub.silent = False

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from modelcached.cache import linking, verification
+from modelcached.cache.leftovers import drop_in_vain, orphans
+from modelcached.ledger.victims import Name
 from modelcached.model import Digest, Profile, RepoId, Revision, SnapshotId
 from modelcached.store.index import Blob, Index
 from modelcached.store.manifests import BlobStamp
+from modelcached.store.scan import regular_status
 
 from tests.property import universe
 from tests.property.machine import CacheMachine
@@ -128,3 +134,82 @@ def test_a_request_that_comes_to_nothing_leaves_no_empty_directory_of_what_went_
     for _ in range(2):
         state.ensure_something()
     state.teardown()
+
+
+def test_a_hit_by_a_new_name_that_is_given_up_leaves_the_name_as_it_is_believed(state: CacheMachine) -> None:
+    """No branch is believed that is not on the disk, and none is there whose block is not in the account."""
+    for turns in range(1, 80):
+        state.ensure(model=(ALPHA, 0, JSON), kind="ttl", number=0)
+        state.ensure_and_give_up(model=(ALPHA, Revision("main"), JSON), turns=turns, how="the caller")
+        state.release(number=0, count=12)
+        state.evict(number=0)
+
+
+def test_links_of_a_refused_request_go_to_the_last_though_it_is_given_up_meanwhile(state: CacheMachine) -> None:
+    async def give_up(turns: int) -> None:
+        core, names = (
+            state.life.core,
+            frozenset(Name(COPY, file_of(COPY, path)) for path in ("config.json", "tokenizer.json")),
+        )
+        with core.use.hold((), names):
+            await state._evict([SnapshotId(COPY, universe.commit_of(COPY, 0))], dry_run=False)
+        task = asyncio.create_task(drop_in_vain(core, names))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert not orphans(core)
+
+    for turns in range(1, 60, 2):
+        for repo_id in (ALPHA, COPY):
+            state.ensure(model=(repo_id, 0, JSON), kind="ttl", number=0)
+        state.release(number=0, count=12)
+        state.step("give up", give_up(turns))
+
+
+def test_a_link_that_is_made_while_its_request_is_cancelled_is_known(state: CacheMachine) -> None:
+    for turns in range(1, 80):
+        state.ensure(model=(ALPHA, 0, JSON), kind="ttl", number=0)
+        state.ensure_and_give_up(model=(COPY, 0, JSON), turns=turns, how="an operator")
+        state.release(number=0, count=12)
+        for _ in sorted(state.plain.known):
+            state.evict(number=0)
+
+
+def test_what_lands_between_a_look_and_its_answer_is_not_taken_for_missing(
+    state: CacheMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = file_of(ALPHA, "tokenizer.json")
+
+    def look(path: str) -> os.stat_result | None:
+        core, seen = state.life.core, regular_status(path)
+        if seen is None:
+            landed = core.snapshots.link_blob(digest, ALPHA, COPY)
+            core.index.add_link(COPY, digest, Blob.verified_now(landed))
+        return seen
+
+    async def verify_while_it_lands() -> None:
+        core = state.life.core
+        await verification._verify_one(core, COPY, digest, 0, lambda _: None)
+        await core.measure_after(COPY)
+        assert core.index.blob(COPY, digest) is not None
+
+    state.ensure(model=(ALPHA, 0, JSON), kind="ttl", number=0)
+    monkeypatch.setattr(verification, "regular_status", look)
+    state.step("verify", verify_while_it_lands())
+
+
+def test_a_donor_that_is_hashed_anew_meanwhile_is_still_one(state: CacheMachine) -> None:
+    digest = file_of(ALPHA, "tokenizer.json")
+
+    async def link_while_it_is_hashed() -> None:
+        core = state.life.core
+        task = asyncio.create_task(linking._link_from(core, ALPHA, digest, COPY))
+        await asyncio.sleep(0)
+        before = core.index.blob(ALPHA, digest)
+        assert before is not None
+        core.index.add_link(ALPHA, digest, replace(before))
+        assert await task
+
+    state.ensure(model=(ALPHA, 0, JSON), kind="ttl", number=0)
+    state.step("link", link_while_it_is_hashed())

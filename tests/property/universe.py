@@ -145,6 +145,8 @@ class Hub:
     """It delivers so many more, and then fails."""
     lies: bool = False
     """What it delivers is wrong in the last byte."""
+    lied: bool = False
+    """It has delivered a last byte since then."""
     served: Counter[str] = field(default_factory=Counter)
     """Bytes delivered, by digest."""
 
@@ -176,7 +178,7 @@ class HubOrigin:
                 self.hub.dies_after_bytes -= step - position
             view = memoryview(content)[position:step]
             if self.hub.lies and step == len(content):
-                view = memoryview(bytes([*view[:-1], view[-1] ^ 0xFF]))
+                view, self.hub.lied = memoryview(bytes([*view[:-1], view[-1] ^ 0xFF])), True
             if view:
                 self.hub.served[self.digest.hex] += len(view)
                 sink(view, position)

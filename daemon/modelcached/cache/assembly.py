@@ -35,6 +35,7 @@ from modelcached.cache.want import Want, missing, names_of
 from modelcached.errors import CacheError, Reason
 from modelcached.events import ModelsFetched
 from modelcached.ledger.space import Amount, Reservation
+from modelcached.ledger.victims import Name
 from modelcached.model import Digest, FileEntry, Revision, Selection, SnapshotId, as_commit
 from modelcached.sources.folder import look
 from modelcached.sources.origin import LocalOrigin, Origin
@@ -105,6 +106,8 @@ class Assembly:
     _local: dict[tuple[SnapshotId, Digest], LocalOrigin] = field(default_factory=dict)
     """Files of this machine that may be what is missing."""
     _samples: list[tuple[float, int]] = field(default_factory=list)
+    _donated: set[Name] = field(default_factory=set)
+    """What lands in other repositories' names, for requests that came first, and is linked from there."""
 
     @property
     def holder(self) -> str:
@@ -231,11 +234,16 @@ class Assembly:
         except asyncio.CancelledError:
             if self._ended_by is None:
                 raise
-            await drop_in_vain(self.core, names_of(self.wants))  # unless somebody waits, who does that
+            await drop_in_vain(self.core, self._names())  # unless somebody waits, who does that
             raise self._ended_by from None
         except CacheError:
-            await drop_in_vain(self.core, names_of(self.wants))
+            await drop_in_vain(self.core, self._names())
             raise
+        else:
+            await drop_in_vain(self.core, self._donated)  # of what has been evicted there meanwhile
+
+    def _names(self) -> frozenset[Name]:
+        return names_of(self.wants) | self._donated
 
     def end(self, why: CacheError) -> bool:
         """Ends it for all who wait; what others want too goes on. False when it is too late: it is being published."""
@@ -266,7 +274,8 @@ class Assembly:
 
     async def _run(self) -> None:
         reservation: Reservation | None = None
-        with self.core.use.hold((want.snapshot for want in self.wants), names_of(self.wants)):
+        with contextlib.ExitStack() as held:
+            held.enter_context(self.core.use.hold((want.snapshot for want in self.wants), names_of(self.wants)))
             try:
                 self.phase = Phase.RESERVING
                 for want in self.wants:
@@ -289,13 +298,14 @@ class Assembly:
                         else:
                             self._took_off_at = time.monotonic()
                             self._take_off(reservation)
+                            held.enter_context(self.core.use.hold((), frozenset(self._donated)))
                             self.phase = Phase.DOWNLOADING
                             self._tell_of_begin()
                             await self._land()
                     if reservation is None and self._modest == refusal.modest:
                         await self._step_aside(refusal, may_change)
-                for want in self.wants:
-                    await self._link(want)
+                while any([await self._link(want) for want in self.wants]):
+                    pass
                 self.phase = Phase.PUBLISHING
                 for want in self.wants if self.publishes else ():
                     show = functools.partial(
@@ -501,6 +511,8 @@ class Assembly:
                 else:
                     flight.also_from(origins)
                     tally.joined += 1
+                    if flight.repo_id != want.snapshot.repo_id:
+                        self._donated.add(Name(flight.repo_id, digest))
                 if digest not in self.joined:
                     self.joined[digest] = flight
                     flight.interest += 1

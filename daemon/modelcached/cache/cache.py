@@ -61,6 +61,7 @@ from modelcached.cache.requests import (
 )
 from modelcached.cache.scrub import Scrubber
 from modelcached.cache.shelf import Shelf
+from modelcached.cache.uninterrupted import uninterrupted
 from modelcached.cache.want import Want, missing, names_of
 from modelcached.cache.wanting import Wanting
 from modelcached.catalog import Catalog
@@ -68,7 +69,7 @@ from modelcached.errors import CacheError, Code, Reason
 from modelcached.events import OperatorActed, RequestEnded
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.use import Pin, PinOwner
-from modelcached.model import Commit, RepoId, Revision, SnapshotId, as_commit
+from modelcached.model import Commit, FileEntry, RepoId, Revision, SnapshotId, as_commit
 from modelcached.sources import folder
 from modelcached.sources.upstream import Upstream
 from modelcached.transfer.flights import Flights
@@ -235,18 +236,21 @@ class Cache:
         snapshot = self.core.index.snapshot(made.snapshot)
         if snapshot is None or snapshot.record is None:
             return ready, Removed(0, tuple(sorted(made.selection.paths)))
-        files = snapshot.record.manifest.files
-        with self.core.use.hold([made.snapshot], frozenset()):
+        taken = [snapshot.record.manifest.files[path] for path in sorted(made.selection.paths)]
+        return ready, await uninterrupted(self._remove_taken(found, made.snapshot, taken))
+
+    async def _remove_taken(self, found: folder.Folder, snapshot: SnapshotId, files: list[FileEntry]) -> Removed:
+        with self.core.use.hold([snapshot], frozenset()):
             removed = await self.core.pools.on_hash(
                 remove_taken,
                 self.core.disk,
                 found,
-                [files[path] for path in sorted(made.selection.paths)],
-                functools.partial(self.core.layout.blob, made.snapshot.repo_id),
+                files,
+                functools.partial(self.core.layout.blob, snapshot.repo_id),
                 self.core.pools.stopping,
             )
-        await self.core.measure_after(made.snapshot.repo_id)  # whose links were the folder's too
-        return ready, removed
+        await self.core.measure_after(snapshot.repo_id)  # whose links were the folder's too
+        return removed
 
     async def keep(self, model: ModelRequest, watch: Watch) -> None:
         """For the model list: makes the model whole behind all who wait, and pins what it means now.

@@ -18,6 +18,7 @@ from modelcached.cache.pacer import Pacer
 from modelcached.cache.requests import Listed
 from modelcached.cache.room import Room
 from modelcached.cache.turns import Turns
+from modelcached.cache.uninterrupted import uninterrupted
 from modelcached.config import LEAST_BUDGET_BYTES, CacheSection, Config
 from modelcached.errors import CacheError, Reason
 from modelcached.events import Observer
@@ -320,7 +321,7 @@ class Core:
         Raises CacheError where the disk refuses.
         """
         try:
-            await self._point(repo_id, revision, commit)
+            await uninterrupted(self._point(repo_id, revision, commit))
         except OSError as error:
             raise storage_error(error, f"pointing {revision} of {repo_id} to {commit}") from error
 

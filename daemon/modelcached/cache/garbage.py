@@ -12,6 +12,7 @@ from modelcached.cache import eviction
 from modelcached.cache.core import Core
 from modelcached.cache.leftovers import drop_orphan, orphans
 from modelcached.cache.requests import Garbage, GarbageKind
+from modelcached.cache.uninterrupted import uninterrupted
 from modelcached.model import Digest, RepoId
 from modelcached.store.measure import bytes_of_name, measure
 
@@ -66,8 +67,11 @@ async def collect(core: Core, kinds: Collection[GarbageKind]) -> tuple[list[Garb
     async with core.admission:  # who is in line has looked at what is there, and reckons with it
         if core.evictions:
             await core.until_evicted(core.evictions.values())  # what is on its way out is in trash/ until then
-        gone = [item for item in await found(core, kinds) if not item.in_use and await _remove(core, item)]
-        await core.measure("partial", "quarantine", "trash")
+        try:
+            there = [item for item in await found(core, kinds) if not item.in_use]
+            gone = [item for item in there if await uninterrupted(_remove(core, item))]
+        finally:  # an operator's ^C too ends between two of them
+            await uninterrupted(core.measure("partial", "quarantine", "trash"))
     freed = sum(item.size_bytes for item in gone)  # others may write meanwhile: the account tells of them too
     if gone:
         log.info("collected garbage", items=len(gone), freed_bytes=freed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable
 
@@ -11,6 +10,7 @@ import structlog
 from modelcached.cache import eviction
 from modelcached.cache.core import Core
 from modelcached.cache.sizes import INODES_OF_FLIGHT
+from modelcached.cache.uninterrupted import uninterrupted
 from modelcached.errors import CacheError
 from modelcached.ledger.space import Amount
 from modelcached.ledger.victims import Name
@@ -57,14 +57,8 @@ async def drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: boo
     """Removes unfinished and orphaned blobs that nobody fetches or holds, oldest first; whether any went.
 
     ``wanted`` None means all. ``expired_only``: only what nobody asked for within ``partial_ttl``.
-    Who is cancelled meanwhile ends behind it, not within it: what is gone must be gone from the account.
     """
-    work = asyncio.create_task(_drop_leftovers(core, wanted, expired_only=expired_only))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work})
-        raise
+    return await uninterrupted(_drop_leftovers(core, wanted, expired_only=expired_only))
 
 
 async def _drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bool) -> bool:
@@ -115,7 +109,10 @@ async def drop_in_vain(core: Core, names: Iterable[Name]) -> None:
     Made anew they cost nothing, and meanwhile they would keep their bytes when the other is evicted. What it has
     fetched itself stays, for it may be asked for again.
     """
-    asked = frozenset(names)
+    await uninterrupted(_drop_in_vain(core, frozenset(names)))
+
+
+async def _drop_in_vain(core: Core, asked: frozenset[Name]) -> None:
     for repo_id in {name.repo_id for name in asked}:
         for digest in _orphans_in(core, repo_id):
             if Name(repo_id, digest) in asked and _is_elsewhere(core, repo_id, digest):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import structlog
 
 from modelcached.cache.core import Core
+from modelcached.cache.uninterrupted import uninterrupted
 from modelcached.cache.want import Want, missing
 from modelcached.errors import CacheError
 from modelcached.ledger.victims import Name
@@ -45,14 +46,19 @@ async def _link_from(core: Core, donor: RepoId, digest: Digest, target: RepoId) 
     givers = [s.id for s in core.index.repo(donor).snapshots.values() if digest in s.digests]
     try:
         with core.use.hold(givers, frozenset({Name(donor, digest)})):
-            if core.index.blob(donor, digest) is not expected:
+            now = core.index.blob(donor, digest)
+            if now is None or not now.verified or now.stamp != expected.stamp:
                 return False  # condemned while we looked
-            status = await core.pools.on_disk(core.snapshots.link_blob, digest, donor, target)
+            await uninterrupted(_make_link(core, donor, digest, target))
     except (OSError, CacheError) as error:
         # Too many links, a filesystem without, a donor whose directory is none: a second copy is only larger.
         log.info("cannot link, fetching instead", digest=digest.hex, why=str(error))
         return None
+    return True
+
+
+async def _make_link(core: Core, donor: RepoId, digest: Digest, target: RepoId) -> None:
+    status = await core.pools.on_disk(core.snapshots.link_blob, digest, donor, target)
     blob = Blob.verified_now(status)
     core.index.add_link(target, digest, blob)
     core.space.add(repo_folder(target), blob.stamp.inode, blob.allocated_bytes)
-    return True

@@ -157,12 +157,10 @@ class Scrubber:
     async def _mend(self, due: _Due) -> None:
         """Under each of its names; whoever needs it gets it anew, if upstream still has it."""
         core, inode = self._core, due.blob.stamp.inode
-        bad = [
-            repo_id
-            for repo_id, repo in core.index.repos.items()
-            if (blob := repo.blobs.get(due.digest)) is not None and blob.stamp.inode == inode
-        ]
-        for repo_id in bad:
+        for repo_id in list(core.index.repos):
+            blob = core.index.blob(repo_id, due.digest)
+            if blob is None or blob.stamp.inode != inode:  # or not any more, after what was done about another
+                continue
             needing = [
                 (snapshot, core.index.revisions(snapshot.id))
                 for snapshot in core.index.repo(repo_id).snapshots.values()

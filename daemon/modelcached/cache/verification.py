@@ -10,6 +10,7 @@ import structlog
 
 from modelcached.cache import eviction
 from modelcached.cache.core import Core
+from modelcached.cache.uninterrupted import uninterrupted
 from modelcached.cache.want import Want
 from modelcached.events import BlobCondemned
 from modelcached.ledger.victims import Name
@@ -57,9 +58,11 @@ async def _verify(core: Core, repo_id: RepoId, sizes: Mapping[Digest, int], tell
 
 
 async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, tell: Tell) -> None:
-    blobs, path = core.index.repo(repo_id).blobs, core.layout.blob(repo_id, digest)
-    status = await core.pools.on_disk(regular_status, path)
-    blob = blobs.get(digest)
+    path, looks = core.layout.blob(repo_id, digest), True
+    while looks:  # one that lands between the look and its answer must not be taken for missing
+        blob = core.index.blob(repo_id, digest)
+        status = await core.pools.on_disk(regular_status, path)
+        looks = core.index.blob(repo_id, digest) is not blob
     if blob is not None and blob.foreign:
         return  # copied and verified by a flight
     if status is None:
@@ -77,14 +80,17 @@ async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, te
         right = False  # what the disk has lost is fetched anew
     if right:
         sealed = await core.pools.on_disk(core.snapshots.seal_blob, repo_id, digest)
-        if BlobStamp.of(sealed) == BlobStamp.of(status):
+        if core.index.blob(repo_id, digest) is not blob:
+            pass  # another request has linked or fetched it meanwhile
+        elif BlobStamp.of(sealed) == BlobStamp.of(status):
             core.index.add_link(repo_id, digest, Blob.verified_now(sealed))
-            return
-        log.warning("blob changed while it was hashed, fetching it", repo_id=repo_id, digest=digest.hex)
-        core.index.drop_link(repo_id, digest)
+        else:
+            log.warning("blob changed while it was hashed, fetching it", repo_id=repo_id, digest=digest.hex)
+            core.index.drop_link(repo_id, digest)
         return
     now = await core.pools.on_disk(regular_status, path)
-    if now is None or BlobStamp.of(now) != BlobStamp.of(status):
+    replaced = now is None or BlobStamp.of(now) != BlobStamp.of(status)
+    if now is None or replaced or core.index.blob(repo_id, digest) is not blob:
         return  # somebody else has replaced what was hashed: not ours to judge
     if blob is None:
         found = FoundBlob.of(now, os.geteuid(), now.st_blocks * BLOCK)
@@ -99,6 +105,10 @@ async def condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
     whole, stays as it is: its readers would gain nothing from a link that leads nowhere, and the blob that is fetched
     anew takes the bad one's place in one step, for all snapshots of the repository. Raises OSError.
     """
+    await uninterrupted(_condemn(core, repo_id, digest))
+
+
+async def _condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
     repo = core.index.repo(repo_id)
     blob = repo.blobs[digest]
     core.index.doubt(digest, blob.stamp.inode)  # other repositories may have it as theirs: as bad there
@@ -107,6 +117,8 @@ async def condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
     core.observe(BlobCondemned(repo_id, digest.hex))
     await core.pools.on_disk(core.snapshots.keep_bad_blob, repo_id, digest)
     await core.measure("quarantine")
+    if core.index.blob(repo_id, digest) is not blob:
+        return  # another request has linked or fetched it meanwhile
     # One step from here to the withdrawal: who is leased meanwhile is not taken away.
     refs, comes = core.refs(), core.use.holds(Name(repo_id, digest))  # a request is about to fetch it
     needing = [snapshot for snapshot in repo.snapshots.values() if digest in snapshot.digests]
