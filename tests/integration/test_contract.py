@@ -381,7 +381,9 @@ def test_a_bad_file_changes_nothing_and_is_reported(node: Node) -> None:
     change_budget(node, "2GB")
     node.wait_until(lambda: not node.status().degraded, 10, "as it was")
     assert len(node.log_lines("new configuration refused, the old settings stay")) == 1
-    assert node.log_lines("configuration accepted again, it says what is in force")
+    node.wait_until(
+        lambda: node.log_lines("configuration accepted again, it says what is in force"), 10, "it is logged"
+    )
     change_budget(node, "3GB")
     node.wait_until(lambda: node.status().budget_bytes == 3_000_000_000, 10, "a good one is taken")
 

@@ -226,7 +226,7 @@ class Life:
             self.config, self.layout, self.disk, self.pools, self.database, use, self.clock, self.observe,
             space=self.space,
         )  # fmt: skip
-        account = self.account = FlightAccount(self.core)
+        account = FlightAccount(self.core)
         self.flights = Flights(
             pools=self.pools,
             partials=self.core.partials,
@@ -258,7 +258,7 @@ class Life:
     def busy(self) -> bool:
         """Something goes on in the background."""
         running = self.cache._assemblies._running
-        return bool(self.core.evictions or running or self.flights.all() or self.account.looking)
+        return bool(self.core.evictions or running or self.flights.all() or self.core.afterwards)
 
     async def rest(self) -> None:
         """Until nothing goes on."""
@@ -266,7 +266,7 @@ class Life:
             while self.busy:
                 assemblies = [assembly.task for assembly in self.cache._assemblies._running.values()]
                 flights = [flight.task for flight in self.flights.all()]
-                every = (*assemblies, *flights, *self.core.evictions.values(), *self.account.looking)
+                every = (*assemblies, *flights, *self.core.evictions.values(), *self.core.afterwards)
                 tasks = [task for task in every if task is not None]
                 if any(not task.done() for task in tasks):
                     await asyncio.wait([task for task in tasks if not task.done()])

@@ -9,8 +9,6 @@ from dataclasses import replace
 
 import pytest
 from modelcached.cache import linking, verification
-from modelcached.cache.leftovers import drop_in_vain, orphans
-from modelcached.ledger.victims import Name
 from modelcached.model import Digest, Profile, RepoId, Revision, SnapshotId
 from modelcached.store.index import Blob, Index
 from modelcached.store.manifests import BlobStamp
@@ -143,28 +141,6 @@ def test_a_hit_by_a_new_name_that_is_given_up_leaves_the_name_as_it_is_believed(
         state.ensure_and_give_up(model=(ALPHA, Revision("main"), JSON), turns=turns, how="the caller")
         state.release(number=0, count=12)
         state.evict(number=0)
-
-
-def test_links_of_a_refused_request_go_to_the_last_though_it_is_given_up_meanwhile(state: CacheMachine) -> None:
-    async def give_up(turns: int) -> None:
-        core, names = (
-            state.life.core,
-            frozenset(Name(COPY, file_of(COPY, path)) for path in ("config.json", "tokenizer.json")),
-        )
-        with core.use.hold((), names):
-            await state._evict([SnapshotId(COPY, universe.commit_of(COPY, 0))], dry_run=False)
-        task = asyncio.create_task(drop_in_vain(core, names))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait({task})
-        assert not orphans(core)
-
-    for turns in range(1, 60, 2):
-        for repo_id in (ALPHA, COPY):
-            state.ensure(model=(repo_id, 0, JSON), kind="ttl", number=0)
-        state.release(number=0, count=12)
-        state.step("give up", give_up(turns))
 
 
 def test_a_link_that_is_made_while_its_request_is_cancelled_is_known(state: CacheMachine) -> None:

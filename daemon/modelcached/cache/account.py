@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -21,7 +20,6 @@ class FlightAccount:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._looks: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def allocating(self, flight: Flight) -> AsyncIterator[None]:
@@ -66,18 +64,11 @@ class FlightAccount:
         if not self._core.landing[flight.repo_id]:
             del self._core.landing[flight.repo_id]
         if flight.interest <= 0:  # all who asked for it have gone, and their look at what it leaves came too early
-            look = asyncio.create_task(self._look_behind(flight), name="look")
-            self._looks.add(look)
-            look.add_done_callback(self._looks.discard)
+            self._core.tidy_up(self._look_behind(flight), f"look behind {flight.digest.hex[:12]}")
 
     async def _look_behind(self, flight: Flight) -> None:
         await self._core.measure("partial", repo_folder(flight.repo_id))
         await remove_if_bare(self._core, flight.repo_id)
-
-    @property
-    def looking(self) -> frozenset[asyncio.Task[None]]:
-        """What brings the account up to the disk at this moment."""
-        return frozenset(self._looks)
 
 
 def _area(flight: Flight) -> str:

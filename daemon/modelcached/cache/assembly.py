@@ -234,13 +234,13 @@ class Assembly:
         except asyncio.CancelledError:
             if self._ended_by is None:
                 raise
-            await drop_in_vain(self.core, self._names())  # unless somebody waits, who does that
+            drop_in_vain(self.core, self._names())  # unless somebody waits, who does that
             raise self._ended_by from None
         except CacheError:
-            await drop_in_vain(self.core, self._names())
+            drop_in_vain(self.core, self._names())
             raise
         else:
-            await drop_in_vain(self.core, self._donated)  # of what has been evicted there meanwhile
+            drop_in_vain(self.core, self._donated)  # of what has been evicted there meanwhile
 
     def _names(self) -> frozenset[Name]:
         return names_of(self.wants) | self._donated

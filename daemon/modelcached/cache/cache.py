@@ -198,7 +198,7 @@ class Cache:
             with self.core.use.hold([want.snapshot for want in wants], names_of(wants)):
                 yield
         except CacheError:
-            await drop_in_vain(self.core, names_of(wants))
+            drop_in_vain(self.core, names_of(wants))
             raise
 
     async def _make_whole(
@@ -387,5 +387,6 @@ class Cache:
         await self._prewarmer.stop()
         await self._assemblies.stop(patience)
         await self.core.until_evicted(self.core.evictions.values())
+        await self.core.tidied_up()
         for scope in list(self._under_way):
             scope.reschedule(asyncio.get_running_loop().time())

@@ -8,8 +8,9 @@ import functools
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -115,6 +116,8 @@ class Core:
     snapshots: SnapshotStore = field(init=False)
     ballast: Ballast = field(init=False)
     own_token: OwnToken = field(init=False)
+    afterwards: set[asyncio.Task[None]] = field(default_factory=set)
+    """What is tidied up behind requests and flights that have their answer."""
     _neighbour: str | None = None
     """The directory of the kubelet's that the limits were made for."""
 
@@ -229,6 +232,17 @@ class Core:
         names = [repo_folder(repo_id) for repo_id in set(repos)]
         await self.measure(*names, "partial", "staging", "trash", "quarantine", "manifests", "private")
         await self.measure_hub_alone()
+
+    def tidy_up(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Begins what nobody waits for but the daemon's end: an answer does not wait for it, nor is it cancelled."""
+        task = asyncio.create_task(work, name=name)
+        self.afterwards.add(task)
+        task.add_done_callback(self.afterwards.discard)
+
+    async def tidied_up(self) -> None:
+        """Until all that was begun so far has come to its end."""
+        if self.afterwards:
+            await asyncio.wait(set(self.afterwards))
 
     # hub/
 

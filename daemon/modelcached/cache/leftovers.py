@@ -103,13 +103,14 @@ async def _drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bo
     return dropped
 
 
-async def drop_in_vain(core: Core, names: Iterable[Name]) -> None:
+def drop_in_vain(core: Core, names: Iterable[Name]) -> None:
     """After a request that came to nothing: links to what other repositories have, and directories that are bare.
 
     Made anew they cost nothing, and meanwhile they would keep their bytes when the other is evicted. What it has
-    fetched itself stays, for it may be asked for again.
+    fetched itself stays, for it may be asked for again. The caller's answer does not wait for it.
     """
-    await uninterrupted(_drop_in_vain(core, frozenset(names)))
+    if asked := frozenset(names):
+        core.tidy_up(_drop_in_vain(core, asked), "drop what was made in vain")
 
 
 async def _drop_in_vain(core: Core, asked: frozenset[Name]) -> None:
