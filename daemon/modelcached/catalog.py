@@ -73,6 +73,8 @@ class Answer:
     """It could not be asked for in time; this is what stood in."""
     restricted: bool | None
     """None where nobody was asked."""
+    told_at: float = 0.0
+    """When the Hub said so, time.monotonic(); 0 where it did not."""
 
 
 @dataclass(slots=True, eq=False)
@@ -147,11 +149,11 @@ class Catalog:
         key = (repo_id, revision, fingerprint(token))
         known = self._resolved.get(key)
         if known is not None and time.monotonic() - known[0] < self.limits.resolve_ttl.total_seconds():
-            return Answer(known[1].commit, stale=False, restricted=known[1].restricted)
+            return Answer(known[1].commit, stale=False, restricted=known[1].restricted, told_at=known[0])
         if cached is not None and (self.limits.offline or self.breaker.open):
             return Answer(cached, stale=True, restricted=None)
 
-        async def ask() -> Resolved:
+        async def ask() -> tuple[float, Resolved]:
             resolved = await self._ask(
                 "resolve",
                 f"{repo_id}@{revision}",
@@ -159,15 +161,16 @@ class Catalog:
                 lambda api, sent, left: api.resolve(repo_id, revision, sent, left),
             )
             self._resolved[key] = (time.monotonic(), resolved)
-            return resolved
+            return self._resolved[key]
 
-        question: _Question[Resolved] = self._once(("resolve", *key), ask)
-        resolved = await self._answer(question, stand_in=cached is not None)
-        if resolved is None:
+        question: _Question[tuple[float, Resolved]] = self._once(("resolve", *key), ask)
+        answer = await self._answer(question, stand_in=cached is not None)
+        if answer is None:
             assert cached is not None
             log.warning("serving the cached commit", repo_id=repo_id, revision=revision, commit=cached)
             return Answer(cached, stale=True, restricted=None)
-        return Answer(resolved.commit, stale=False, restricted=resolved.restricted)
+        told_at, resolved = answer
+        return Answer(resolved.commit, stale=False, restricted=resolved.restricted, told_at=told_at)
 
     async def manifest(
         self, snapshot: SnapshotId, token: str | None, *, restricted: bool | None, local: Manifest | None = None

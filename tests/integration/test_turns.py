@@ -254,6 +254,28 @@ def test_what_a_model_shares_with_one_that_is_ready_before_it_is_its_own(
     node.assert_disk_truth()
 
 
+def test_a_branch_that_moved_on_during_a_download_is_not_moved_back_at_its_end(
+    hub: Hub, make_node: Callable[..., Node]
+) -> None:
+    node = make_node(hub={"resolve_ttl": "0s"}, transfer=PATIENT).start()
+    repo = hub.create_repo("org/moving")
+    old = repo.commit({"config.json": b"{}", "old.safetensors": Synthetic(SIZE, 1)})
+    hub.gate.close("old.safetensors")
+    try:
+        before = Asking(node, "moving")
+        assert hub.gate.wait_for_waiting(1)
+        new = repo.commit({"config.json": b"[]", "new.safetensors": Synthetic(SIZE, 2)})
+        assert Asking(node, "moving").is_ready()
+    finally:
+        hub.gate.open()
+    assert before.is_ready()
+    assert before.ready is not None
+    assert before.ready.models[0].commit == old
+    assert (node.hub_dir / "models--org--moving/refs/main").read_text() == new
+    assert node.models()[f"org/moving@{new}"]["revisions"] == ["main"]
+    node.assert_disk_truth()
+
+
 def test_a_caller_that_goes_leaves_the_line(hub: Hub, one_at_a_time: Node) -> None:
     node = one_at_a_time
     publish(hub, "first", "gone", "third")

@@ -6,9 +6,13 @@ import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
-from modelcached.cache import linking, verification
+from modelcached.cache import Core, linking, verification
+from modelcached.cache.assemblies import Watch
+from modelcached.cache.requests import EnsureRequest, LeaseWish, ModelRequest, Ready
+from modelcached.errors import CacheError
 from modelcached.model import Digest, Profile, RepoId, Revision, SnapshotId
 from modelcached.store.index import Blob, Index
 from modelcached.store.manifests import BlobStamp
@@ -189,3 +193,32 @@ def test_a_donor_that_is_hashed_anew_meanwhile_is_still_one(state: CacheMachine)
 
     state.ensure(model=(ALPHA, 0, JSON), kind="ttl", number=0)
     state.step("link", link_while_it_is_hashed())
+
+
+def test_who_asks_while_a_refused_request_counts_what_it_leaves_waits_for_space_as_long_as_it_wants(
+    state: CacheMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, later = Core.measure_after, list[asyncio.Task[Ready]]()
+
+    def ask(patience: timedelta) -> asyncio.Task[Ready]:
+        model, wish = ModelRequest(ALPHA, Revision("main"), VLLM), LeaseWish(holder="a test")
+        request = EnsureRequest((model,), wish, wait_for_space=patience)
+        return asyncio.create_task(state.life.cache.ensure(request, Watch(), state.life.pods.seen))
+
+    async def measure_after(core: Core, *repos: RepoId) -> None:
+        if not later:
+            later.append(ask(timedelta(seconds=30)))
+            for _ in range(50):
+                await asyncio.sleep(0)
+        await original(core, *repos)
+
+    async def both() -> None:
+        await state._leave_room(100)
+        monkeypatch.setattr(Core, "measure_after", measure_after)
+        with pytest.raises(CacheError, match="more"):
+            await ask(timedelta(0))
+        await state._leave_room(2400)
+        state.life.core.room.tell()
+        assert (await later[0]).models[0].snapshot.repo_id == ALPHA
+
+    state._run(both())

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -217,7 +218,7 @@ class Catalog:
             if cached is None:
                 raise CacheError(Reason.UPSTREAM_UNAVAILABLE, "the Hub is silent")
             return Answer(cached, stale=True, restricted=None)
-        return Answer(self._hub.tip(repo_id, revision), stale=False, restricted=False)
+        return Answer(self._hub.tip(repo_id, revision), stale=False, restricted=False, told_at=time.monotonic())
 
     async def manifest(
         self, snapshot: SnapshotId, token: str | None, *, restricted: bool | None, local: Manifest | None = None

@@ -38,7 +38,7 @@ async def test_what_nobody_needs_goes(core: Core) -> None:
 
 async def test_a_flight_that_publishes_there_keeps_them_whoever_waits_for_it(core: Core) -> None:
     directory = make(core)
-    core.landing[REPO] += 1
+    core.landing[Name(REPO, digest_of(b"x"))] += 1
     await remove_if_bare(core, REPO)
     assert (directory / "blobs").is_dir()
 

@@ -51,4 +51,4 @@ async def test_what_fails_behind_a_caller_that_has_gone_is_logged() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert [line["why"] for line in lines] == ["no disk"]
+    assert [line["why"] for line in lines] == ["OSError('no disk')"]

@@ -10,6 +10,7 @@ from modelcached.cache.core import Core
 from modelcached.cache.eviction import remove_if_bare
 from modelcached.cache.sizes import blob_bytes
 from modelcached.events import BytesFetched
+from modelcached.ledger.victims import Name
 from modelcached.model import repo_folder
 from modelcached.store.index import Blob
 from modelcached.transfer.flight import Flight
@@ -60,9 +61,10 @@ class FlightAccount:
         if flight.reservation is not None:
             flight.reservation.release()
         self._core.space.set_area(_area(flight), {})
-        self._core.landing[flight.repo_id] -= 1
-        if not self._core.landing[flight.repo_id]:
-            del self._core.landing[flight.repo_id]
+        name = Name(flight.repo_id, flight.digest)
+        self._core.landing[name] -= 1
+        if not self._core.landing[name]:
+            del self._core.landing[name]
         if flight.interest <= 0:  # all who asked for it have gone, and their look at what it leaves came too early
             self._core.tidy_up(self._look_behind(flight), f"look behind {flight.digest.hex[:12]}")
 

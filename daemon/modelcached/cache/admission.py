@@ -35,15 +35,17 @@ async def admit(
     failed: CacheError | None = None
     async with core.admission:
         while True:
-            disk = await core.filesystem()
-            await look()
-            wanted = need()
-            if wanted == NOTHING:
-                return core.space.reserve(wanted, holder)
-            modestly = modest()
-            room = background.room_on(core, disk) if modestly else core.room_on(disk)
-            if room.covers(wanted):
-                return core.space.reserve(wanted, holder)
+            # Blocks that a flight takes meanwhile would be neither seen as free space nor promised any more.
+            async with core.measuring("partial"):
+                disk = await core.filesystem()
+                await look()
+                wanted = need()
+                if wanted == NOTHING:
+                    return core.space.reserve(wanted, holder)
+                modestly = modest()
+                room = background.room_on(core, disk) if modestly else core.room_on(disk)
+                if room.covers(wanted):
+                    return core.space.reserve(wanted, holder)
             shortfall = wanted - room
             check_ever_fits(core, whole_bytes, holder)
             if await drop_leftovers(core, shortfall, expired_only=True):

@@ -82,7 +82,7 @@ class Assemblies:
         """The one running request for exactly these selections, started when there is none."""
         key = _key(wants, folder)
         assembly = self._running.get(key)
-        if assembly is None or assembly.ending:
+        if assembly is None or assembly.ending or assembly.failing:
             assembly = Assembly(self._core, self._flights, self._upstream, wants, token, publish, folder)
             self._running[key] = assembly
             assembly.task = asyncio.create_task(assembly.run(), name=f"assemble {assembly.holder}")

@@ -30,6 +30,7 @@ from modelcached.cache.rescue import make_room
 from modelcached.cache.shortage import NoRoomError, check_ever_fits
 from modelcached.cache.sizes import INODES_OF_FLIGHT, blob_bytes, overhead, selection_bytes
 from modelcached.cache.turns import PASSING_BYTES, Turn
+from modelcached.cache.uninterrupted import uninterrupted
 from modelcached.cache.verification import verify_found
 from modelcached.cache.want import Want, missing, names_of
 from modelcached.errors import CacheError, Reason
@@ -84,6 +85,8 @@ class Assembly:
     """Who wants it behind all who wait: the model list."""
     asked: bool = False
     """Somebody waited for it once: it goes on when they have gone, for the next pod restart will want it."""
+    failing: bool = False
+    """It has failed and only counts what it leaves: nobody should join it, for it would be told of that failure."""
     refusal: NoRoomError | None = None
     """While it waits for space."""
     tallies: dict[SnapshotId, Tally] = field(default_factory=dict)
@@ -308,27 +311,27 @@ class Assembly:
                     pass
                 self.phase = Phase.PUBLISHING
                 for want in self.wants if self.publishes else ():
-                    show = functools.partial(
-                        publish,
-                        self.core,
-                        want,
-                        self._adopted.get(want.snapshot),
-                        self._points.get(want.snapshot, set()),
-                    )
-                    wanted = overhead(len(want.entries), len(want.entries)).size_bytes
-                    await with_room(show, wanted, functools.partial(make_room, self.core))
+                    await self._publish(want)
                 self.phase = Phase.READY
             except OSError as error:
                 raise storage_error(error, f"assembling {self.holder}") from error
             finally:
+                self.failing = self.phase is not Phase.READY
                 for flight in self.joined.values():
                     self.flights.leave(flight)
                 self.core.forget_mended()
                 try:  # what was promised for links and records is counted before the promise ends
-                    await self.core.measure_after(*(want.snapshot.repo_id for want in self.wants))
+                    repos = (want.snapshot.repo_id for want in self.wants)
+                    await uninterrupted(self.core.measure_after(*repos))
                 finally:
                     if reservation is not None:
                         reservation.release()
+
+    async def _publish(self, want: Want) -> None:
+        adopted, points = self._adopted.get(want.snapshot), self._points.get(want.snapshot, set())
+        wanted = overhead(len(want.entries), len(want.entries)).size_bytes
+        show = functools.partial(publish, self.core, want, adopted, points)
+        await with_room(show, wanted, functools.partial(make_room, self.core))
 
     def _tell_of_begin(self) -> None:
         started = sum(tally.started for tally in self.tallies.values())
@@ -505,7 +508,7 @@ class Assembly:
                             f"hub.offline is set, and sources.directories have no {entry.path} of {want.snapshot}",
                         )
                     flight = self.flights.start(digest, entry.size_bytes, want.snapshot.repo_id, origins, batch)
-                    self.core.landing[flight.repo_id] += 1
+                    self.core.landing[Name(flight.repo_id, digest)] += 1
                     flight.reservation = reservation.split(self._for_flight(digest, entry.size_bytes))
                     tally.started += 1
                 else:

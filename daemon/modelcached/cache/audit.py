@@ -6,10 +6,8 @@ with ``repair`` is anything moved or fetched, as the scrub would.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
-import threading
 from collections.abc import Iterable
 
 import structlog
@@ -17,6 +15,7 @@ import structlog
 from modelcached.cache.assemblies import Assemblies, Watch
 from modelcached.cache.core import Core
 from modelcached.cache.requests import BadFile, Reading, Verdict
+from modelcached.cache.verification import hash_unless_cancelled
 from modelcached.cache.want import Want, names_of
 from modelcached.errors import CacheError
 from modelcached.events import BlobScrubbed
@@ -26,7 +25,6 @@ from modelcached.model import Digest, RepoId, Revision, SnapshotId
 from modelcached.store.index import Snapshot, SnapshotState
 from modelcached.store.manifests import BlobStamp
 from modelcached.store.scan import regular_status
-from modelcached.transfer.hashing import hash_file
 
 log = structlog.get_logger()
 
@@ -107,18 +105,11 @@ class Audit:
             return verdict
 
     async def _hash(self, path: str, digest: Digest, reading: Reading) -> Verdict | None:
-        ended = _Ended(self._core.pools.stopping)
-
         def count(size_bytes: int) -> None:
             reading.bytes_done += size_bytes
 
-        work = asyncio.ensure_future(self._core.pools.on_hash(hash_file, path, digest, ended, count))
         try:
-            right = await asyncio.shield(work)
-        except asyncio.CancelledError:
-            ended.set()
-            work.add_done_callback(lambda late: late.cancelled() or late.exception())
-            raise
+            right = await hash_unless_cancelled(self._core, path, digest, count)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
@@ -158,14 +149,3 @@ class Audit:
             except CacheError as error:
                 return error.text
         return ""
-
-
-class _Ended(threading.Event):
-    """Set, or the daemon is stopping."""
-
-    def __init__(self, stopping: threading.Event) -> None:
-        super().__init__()
-        self._stopping = stopping
-
-    def is_set(self) -> bool:
-        return super().is_set() or self._stopping.is_set()

@@ -197,7 +197,7 @@ class Cache:
         try:
             with self.core.use.hold([want.snapshot for want in wants], names_of(wants)):
                 yield
-        except CacheError:
+        except (CacheError, asyncio.CancelledError):  # what is still being made whole is held by that
             drop_in_vain(self.core, names_of(wants))
             raise
 

@@ -47,6 +47,8 @@ log = structlog.get_logger()
 KUBELET_DELETES_BELOW = 0.15
 """Share of the filesystem that is free: imageGCHighThresholdPercent is 85, imagefs.available 15 %."""
 _BAD_BLOB = "bad blob "
+_TOLD_COMMITS = 8
+"""So many of one branch are told apart: more do not come within one download."""
 PODS_DIRECTORY = "pods directory"
 """The topic of what is degraded while the kubelet's pods directory does not show what is there."""
 KUBELET_WANTS_INODES = 0.06
@@ -106,8 +108,10 @@ class Core:
     """One at a time judges a blob."""
     publishing: Locks[SnapshotId] = field(default_factory=Locks)
     """One at a time changes what a snapshot holds."""
-    landing: Counter[RepoId] = field(default_factory=Counter)
-    """Flights that publish there: whoever waits for one may have asked for another repository."""
+    landing: Counter[Name] = field(default_factory=Counter)
+    """What flights publish: whoever waits for one may have asked for another repository, or have gone."""
+    pointing: Locks[tuple[RepoId, Revision]] = field(default_factory=Locks)
+    """One at a time moves a branch or tag."""
     removing: Locks[RepoId] = field(default_factory=Locks)
     """One at a time takes something out of a repository: the last to go takes the directories with it. An eviction
     may pause in it; others enter by ``taking_from``."""
@@ -118,6 +122,8 @@ class Core:
     own_token: OwnToken = field(init=False)
     afterwards: set[asyncio.Task[None]] = field(default_factory=set)
     """What is tidied up behind requests and flights that have their answer."""
+    _told: dict[tuple[RepoId, Revision], dict[Commit, float]] = field(default_factory=dict)
+    """When the Hub last said that a branch or tag is that commit."""
     _neighbour: str | None = None
     """The directory of the kubelet's that the limits were made for."""
 
@@ -244,6 +250,14 @@ class Core:
         if self.afterwards:
             await asyncio.wait(set(self.afterwards))
 
+    def lands_in(self, repo_id: RepoId) -> bool:
+        """A flight is about to publish a blob there."""
+        return any(name.repo_id == repo_id for name in self.landing)
+
+    def needs_unfinished(self, digest: Digest) -> bool:
+        """A request is about to use what there is of the blob, or a flight about to publish it though all have gone."""
+        return self.use.held(digest) or any(name.digest == digest for name in self.landing)
+
     # hub/
 
     def hub_is_ours(self) -> bool:
@@ -339,7 +353,22 @@ class Core:
         except OSError as error:
             raise storage_error(error, f"pointing {revision} of {repo_id} to {commit}") from error
 
+    def heard(self, repo_id: RepoId, revision: Revision, commit: Commit, told_at: float) -> None:
+        """The Hub said that the branch or tag is that commit, at that time (time.monotonic())."""
+        told = self._told.setdefault((repo_id, revision), {})
+        told[commit] = max(told_at, told.get(commit, 0.0))
+        if len(told) > _TOLD_COMMITS:
+            del told[min(told, key=lambda old: told[old])]
+
     async def _point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
+        async with self.pointing((repo_id, revision)):
+            told = self._told.get((repo_id, revision), {})
+            now = self.index.repo(repo_id).refs.get(revision)
+            if now is not None and told.get(now, 0.0) > told.get(commit, 0.0):
+                return  # it has moved on while this commit was coming, and another request has brought what it is now
+            await self._write_ref(repo_id, revision, commit)
+
+    async def _write_ref(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
         known = self.index.repo(repo_id).refs.get(revision) == commit
         if known and await self.pools.on_disk(self.snapshots.says, repo_id, revision, commit):
             return

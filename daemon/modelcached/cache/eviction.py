@@ -132,8 +132,10 @@ def withdraw(core: Core, snapshot: Snapshot) -> asyncio.Task[int]:
 
     The caller has seen, in this step of the event loop, that nothing protects it.
     """
+    snapshot.state = SnapshotState.UNVERIFIED  # what it is where the disk does not let it go
+    removal = _Removal(core, snapshot, "bad")
     snapshot.state = SnapshotState.CONDEMNED
-    return _begin(core, _Removal(core, snapshot, "bad"), f"withdraw {snapshot.id}")
+    return _begin(core, removal, f"withdraw {snapshot.id}")
 
 
 def _begin(core: Core, removal: _Removal, name: str) -> asyncio.Task[int]:
@@ -168,7 +170,7 @@ async def remove_if_bare(core: Core, repo_id: RepoId) -> None:
 
 def _is_bare(core: Core, repo_id: RepoId) -> bool:
     repo = core.index.repos.get(repo_id)
-    in_use = core.use.holds_in(repo_id) or repo_id in core.landing
+    in_use = core.use.holds_in(repo_id) or core.lands_in(repo_id)
     return not in_use and (repo is None or not (repo.snapshots or repo.blobs))
 
 
@@ -250,7 +252,7 @@ class _Removal:
         """What nobody sees any more. A blob that cannot be unlinked is one without a snapshot: tried again as such."""
         core, repo_id = self._core, self.snapshot.id.repo_id
         # What is under way needs its directories.
-        last = not core.use.holds_in(repo_id) and repo_id not in core.landing
+        last = not core.use.holds_in(repo_id) and not core.lands_in(repo_id)
         for digest in list(self._blobs):
             # One that was condemned before it could not be withdrawn, and is there again with the blobs that both had.
             if core.index.needed(repo_id, digest, without=self.snapshot.id):

@@ -28,7 +28,7 @@ async def found(core: Core, kinds: Collection[GarbageKind]) -> list[Garbage]:
         listed = await core.pools.on_disk(core.partials.listed)
         sizes = await core.pools.on_disk(core.partials.allocated_bytes, listed)
         items += [
-            Garbage(GarbageKind.PARTIAL, digest.hex, None, sizes.get(digest, 0), at, core.use.held(digest))
+            Garbage(GarbageKind.PARTIAL, digest.hex, None, sizes.get(digest, 0), at, core.needs_unfinished(digest))
             for digest, at in sorted(listed.items())
         ]
     if GarbageKind.ORPHAN in kinds:
@@ -67,14 +67,16 @@ async def collect(core: Core, kinds: Collection[GarbageKind]) -> tuple[list[Garb
     async with core.admission:  # who is in line has looked at what is there, and reckons with it
         if core.evictions:
             await core.until_evicted(core.evictions.values())  # what is on its way out is in trash/ until then
+        gone, freed = [], 0
         try:
-            there = [item for item in await found(core, kinds) if not item.in_use]
-            gone = [item for item in there if await uninterrupted(_remove(core, item))]
+            for item in await found(core, kinds):
+                if not item.in_use and await uninterrupted(_remove(core, item)):
+                    gone.append(item)
+                    freed += item.size_bytes  # others may write meanwhile: the account tells of them too
         finally:  # an operator's ^C too ends between two of them
+            if gone:
+                log.info("collected garbage", items=len(gone), freed_bytes=freed)
             await uninterrupted(core.measure("partial", "quarantine", "trash"))
-    freed = sum(item.size_bytes for item in gone)  # others may write meanwhile: the account tells of them too
-    if gone:
-        log.info("collected garbage", items=len(gone), freed_bytes=freed)
     return gone, freed
 
 
@@ -82,7 +84,7 @@ async def _remove(core: Core, item: Garbage) -> bool:
     match item.kind:
         case GarbageKind.PARTIAL:
             digest = Digest.parse(item.name)
-            if digest is None or core.use.held(digest):  # asked again: a request may have come since
+            if digest is None or core.needs_unfinished(digest):  # asked again: a request may have come since
                 return False
             await core.pools.on_disk(core.partials.remove, digest)
             return True

@@ -42,7 +42,7 @@ def _orphans_in(core: Core, repo_id: RepoId) -> list[Digest]:
 async def droppable(core: Core) -> Amount:
     """At most what ``drop_leftovers`` of everything would free."""
     partials = await core.pools.on_disk(core.partials.listed)
-    idle = [digest for digest in partials if not core.use.held(digest)]
+    idle = [digest for digest in partials if not core.needs_unfinished(digest)]
     allocated = await core.pools.on_disk(core.partials.allocated_bytes, idle)
     await core.measure("quarantine")
     blobs = [core.index.repo(repo_id).blobs[digest] for repo_id, digest in orphans(core)]
@@ -65,6 +65,8 @@ async def _drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bo
     horizon = time.time() - core.config.cache.partial_ttl.total_seconds() if expired_only else float("inf")
     given_up = time.time() - _ABANDONED_SECONDS
     for name, path in (("trash", core.layout.trash), ("staging", core.layout.staging)):
+        if name == "staging" and core.landing:  # a file that is taken over waits there, for hours if need be
+            continue
         if removed := await core.pools.on_disk(core.snapshots.empty, path, given_up):
             await core.measure(name)
             log.warning("removed what an earlier failure had left", directory=path, names=removed)
@@ -86,7 +88,7 @@ async def _drop_leftovers(core: Core, wanted: Amount | None, *, expired_only: bo
     for _, digest in idle:
         if enough():
             break
-        if core.use.held(digest):  # asked again: a request has come since the list was made
+        if core.needs_unfinished(digest):  # asked again: a request has come since the list was made
             continue
         await core.pools.on_disk(core.partials.remove, digest)
         await core.measure("partial")

@@ -49,16 +49,20 @@ async def _link_from(core: Core, donor: RepoId, digest: Digest, target: RepoId) 
             now = core.index.blob(donor, digest)
             if now is None or not now.verified or now.stamp != expected.stamp:
                 return False  # condemned while we looked
-            await uninterrupted(_make_link(core, donor, digest, target))
+            return await uninterrupted(_make_link(core, donor, digest, target, expected))
     except (OSError, CacheError) as error:
         # Too many links, a filesystem without, a donor whose directory is none: a second copy is only larger.
         log.info("cannot link, fetching instead", digest=digest.hex, why=str(error))
         return None
-    return True
 
 
-async def _make_link(core: Core, donor: RepoId, digest: Digest, target: RepoId) -> None:
+async def _make_link(core: Core, donor: RepoId, digest: Digest, target: RepoId, expected: Blob) -> bool:
     status = await core.pools.on_disk(core.snapshots.link_blob, digest, donor, target)
-    blob = Blob.verified_now(status)
+    blob, giver = Blob.verified_now(status), core.index.blob(donor, digest)
+    if giver is not None and giver.inode == blob.inode and not giver.verified:
+        blob.verified = False  # found bad meanwhile
+    elif blob.stamp != expected.stamp:
+        blob.verified = False  # another file than was looked at
     core.index.add_link(target, digest, blob)
     core.space.add(repo_folder(target), blob.stamp.inode, blob.allocated_bytes)
+    return blob.verified

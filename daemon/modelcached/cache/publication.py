@@ -43,9 +43,11 @@ async def publish(core: Core, want: Want, adopted: Selection | None, revisions: 
             )
         }
         selections[want.selection.profile] = want.selection
-        if adopted is not None:
-            selections[ADOPTED] = adopted
-        record = replace(record, selections=selections, readers=want.record.readers)
+        if adopted is not None:  # less what has been found missing since
+            found = frozenset(path for path in adopted.paths if path in files and files[path].digest in blobs)
+            selections[ADOPTED] = replace(adopted, paths=found)
+        readers = tuple(sorted({*record.readers, *want.record.readers}))
+        record = replace(record, selections=selections, readers=readers)
         links = {path: files[path].digest for path in record.paths}
         stamps = {digest: blobs[digest].stamp for digest in links.values()}
         record = replace(record, stamps=stamps)

@@ -166,7 +166,7 @@ class Scrubber:
                 for snapshot in core.index.repo(repo_id).snapshots.values()
                 if due.digest in snapshot.digests
             ]
-            await condemn(core, repo_id, due.digest)
+            await condemn(core, repo_id, due.digest, blob)
             for snapshot, revisions in needing:
                 self._fetch(snapshot, revisions)
 

@@ -125,13 +125,14 @@ class Shelf:
         And how many bytes would still lack of what shall be free.
         """
         core, now = self._core, self._core.clock.wall()
+        disk = await core.filesystem()  # first: who is leased while it is looked at is not meant
         meant = list(eviction.evictable(core))
         if rule.older_than is not None:
             horizon = now - rule.older_than.total_seconds()
             meant = [s for s in meant if (used := core.use.usage.get(s.id)) is None or used.used_at <= horizon]
         if rule.until_free_bytes is None:
             return [snapshot.id for snapshot in meant], 0
-        lacking = rule.until_free_bytes - (await core.filesystem()).free_bytes
+        lacking = rule.until_free_bytes - disk.free_bytes
         if lacking <= 0:
             return [], 0
         victims, freed = eviction.plan(core, Amount(lacking), meant)

@@ -25,5 +25,5 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     if cancelled is None:
         return task.result()
     if not task.cancelled() and (failure := task.exception()) is not None:
-        log.warning("failed behind a caller that had gone", why=str(failure))
+        log.warning("failed behind a caller that had gone", why=repr(failure))
     raise cancelled

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import threading
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -72,7 +74,7 @@ async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, te
         return
     tell(f"hashing {digest.hex[:12]}")
     try:
-        right = status.st_size == size and await core.pools.on_hash(hash_file, path, digest, core.pools.stopping)
+        right = status.st_size == size and await hash_unless_cancelled(core, path, digest)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
@@ -95,29 +97,59 @@ async def _verify_one(core: Core, repo_id: RepoId, digest: Digest, size: int, te
     if blob is None:
         found = FoundBlob.of(now, os.geteuid(), now.st_blocks * BLOCK)
         core.index.add_link(repo_id, digest, Blob.found(found, None, None))
-    await condemn(core, repo_id, digest)
+        blob = core.index.repo(repo_id).blobs[digest]
+    await condemn(core, repo_id, digest, blob)
 
 
-async def condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
+async def hash_unless_cancelled(
+    core: Core, path: str, digest: Digest, count: Callable[[int], None] = lambda _bytes: None
+) -> bool:
+    """Whether the blob is what its name says; its thread ends with who waits for it, within a block.
+
+    Raises OSError, CacheError(SHUTTING_DOWN).
+    """
+    ended = _Ended(core.pools.stopping)
+    work = asyncio.ensure_future(core.pools.on_hash(hash_file, path, digest, ended, count))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        ended.set()
+        work.add_done_callback(lambda late: late.cancelled() or late.exception())
+        raise
+
+
+class _Ended(threading.Event):
+    """Set, or the daemon is stopping."""
+
+    def __init__(self, stopping: threading.Event) -> None:
+        super().__init__()
+        self._stopping = stopping
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._stopping.is_set()
+
+
+async def condemn(core: Core, repo_id: RepoId, digest: Digest, blob: Blob) -> None:
     """A blob was read and is bad: nobody is served from it, a copy of it is kept for whoever wants to look.
 
     What nobody uses is taken out of sight, and the blob with it. What is leased or pinned, or what a request is making
     whole, stays as it is: its readers would gain nothing from a link that leads nowhere, and the blob that is fetched
     anew takes the bad one's place in one step, for all snapshots of the repository. Raises OSError.
     """
-    await uninterrupted(_condemn(core, repo_id, digest))
+    await uninterrupted(_condemn(core, repo_id, digest, blob))
 
 
-async def _condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
+async def _condemn(core: Core, repo_id: RepoId, digest: Digest, blob: Blob) -> None:
     repo = core.index.repo(repo_id)
-    blob = repo.blobs[digest]
+    if repo.blobs.get(digest) is not blob:
+        return  # another has come in its place, or it is on its way out
     core.index.doubt(digest, blob.stamp.inode)  # other repositories may have it as theirs: as bad there
     size = blob.stamp.size_bytes
     log.warning("blob is not what its name says", repo_id=repo_id, digest=digest.hex, size_bytes=size)
     core.observe(BlobCondemned(repo_id, digest.hex))
     await core.pools.on_disk(core.snapshots.keep_bad_blob, repo_id, digest)
     await core.measure("quarantine")
-    if core.index.blob(repo_id, digest) is not blob:
+    if not _is_still(blob, repo.blobs.get(digest)):
         return  # another request has linked or fetched it meanwhile
     # One step from here to the withdrawal: who is leased meanwhile is not taken away.
     refs, comes = core.refs(), core.use.holds(Name(repo_id, digest))  # a request is about to fetch it
@@ -137,7 +169,13 @@ async def _condemn(core: Core, repo_id: RepoId, digest: Digest) -> None:
             log.error("snapshot with a bad blob could not be withdrawn", why=str(end))
     async with core.taking_from(repo_id):
         needed = any(digest in snapshot.digests for snapshot in repo.snapshots.values())
-        if not needed and not core.use.holds(Name(repo_id, digest)) and core.index.blob(repo_id, digest) is blob:
+        same = _is_still(blob, repo.blobs.get(digest))
+        if same and not needed and not core.use.holds(Name(repo_id, digest)):
             core.index.drop_link(repo_id, digest)
             await core.pools.on_disk(core.snapshots.remove_blob, repo_id, digest)
     await core.measure_after(repo_id)
+
+
+def _is_still(bad: Blob, now: Blob | None) -> bool:
+    """Also where a look at the repository has made its entry anew."""
+    return now is not None and now.inode == bad.inode and not now.verified
