@@ -146,8 +146,10 @@ class Client:
         return answer(self._stub.GetModel, cache_pb2.GetModelRequest(model=model)).model
 
     def list_models(self) -> Iterator[common_pb2.Model]:
-        """All that is cached, page after page, in order of repository and commit."""
-        asked: grpc.Future[cache_pb2.ListModelsResponse] | None = self._page("")
+        """All that is cached, page after page, in order of repository and commit; asked for at once."""
+        return self._pages(self._page(""))
+
+    def _pages(self, asked: grpc.Future[cache_pb2.ListModelsResponse] | None) -> Iterator[common_pb2.Model]:
         while asked is not None:
             try:
                 page = asked.result()

@@ -83,4 +83,4 @@ def printable(text: str) -> str:
 
     Messages carry names and words from upstream; none of them may move a cursor or forge a log line.
     """
-    return _CONTROL.sub(" ", text).strip()
+    return (text if text.isprintable() else _CONTROL.sub(" ", text)).strip()

@@ -86,7 +86,7 @@ def test_a_large_cache_is_served_soon_looked_at_fast_and_evicted_in_order(hub: H
             models = list(admin.cache.list_models())
     with within_cpu_seconds(node, LIST_CPU_SECONDS):
         assert len(told(node)["models"]) == FILLING.snapshots
-    assert {(m.repo_id, m.commit) for m in models} == {(s.repo_id, s.commit) for s in in_order_of_use()}
+    assert [(m.repo_id, m.commit) for m in models] == sorted((s.repo_id, s.commit) for s in in_order_of_use())
     assert sum(m.pinned for m in models) == FILLING.pinned
     assert sum(bool(m.lease_ids) for m in models) == FILLING.leased
     node.assert_disk_truth()

@@ -22,9 +22,8 @@ EXIT_IO = 74
 
 
 _MODULES = {
-    **{verb: verb for verb in ("config", "doctor", "events", "evict", "export", "gc", "plan", "pull")},
-    **{verb: verb for verb in ("show", "status", "top", "verify")},
-    **dict.fromkeys(("ls", "leases"), "listing"),
+    **{verb: verb for verb in ("config", "doctor", "events", "evict", "export", "gc", "leases", "ls")},
+    **{verb: verb for verb in ("plan", "pull", "show", "status", "top", "verify")},
     **dict.fromkeys(("cancel", "pin", "release", "unpin"), "keep"),
     "import": "import_model",
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
-from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import config_row
 from modelcache.cachectl.session import Session, verb
+from modelcache.cachectl.tables import new_table
 from modelcache.units import printable
 
 

@@ -14,9 +14,9 @@ import click
 from google.protobuf.duration_pb2 import Duration
 from rich.text import Text
 
-from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import finding_row
 from modelcache.cachectl.session import Session, model_argument, verb
+from modelcache.cachectl.tables import new_table
 from modelcache.client import reference
 from modelcache.errors import ModelCacheError
 from modelcache.output import hub_directory, ready_of

@@ -10,9 +10,9 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import event_row
 from modelcache.cachectl.session import Session, duration_argument, short, verb
+from modelcache.cachectl.tables import new_table
 from modelcache.units import format_age, format_duration, format_size, printable
 from modelcache.v1 import admin_pb2
 from modelcache.words import EVENT_KINDS, event_kind_word

@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import eviction_row
 from modelcache.cachectl.session import Session, duration_argument, model_argument, short, size_argument, verb
+from modelcache.cachectl.tables import new_table
 from modelcache.client import reference
 from modelcache.reasons import EXIT_TEMPORARY
 from modelcache.units import format_size, printable

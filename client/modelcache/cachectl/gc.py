@@ -8,9 +8,9 @@ import click
 from rich.text import Text
 
 from modelcache.cachectl.evict import DECLINED, agreed
-from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import garbage_row
 from modelcache.cachectl.session import Session, verb
+from modelcache.cachectl.tables import new_table
 from modelcache.units import format_age, format_size, printable
 from modelcache.v1 import admin_pb2
 from modelcache.words import GARBAGE_KINDS, garbage_word

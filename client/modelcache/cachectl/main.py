@@ -17,13 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from modelcache.cachectl.commands import run  # noqa: PLC0415 - the base install has neither click nor rich
+
+        return run(list(sys.argv[1:] if arguments is None else arguments))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
             raise
         sys.stderr.write(f"cachectl: {package} is not installed; install modelcached[cli]\n")
         return EXIT_UNAVAILABLE
-    return run(list(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

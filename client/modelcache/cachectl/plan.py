@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
-from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import plan_row
 from modelcache.cachectl.session import Session, model_argument, short, verb
+from modelcache.cachectl.tables import new_table
 from modelcache.client import reference
 from modelcache.reasons import TABLE, Reason
 from modelcache.units import format_size, printable

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from modelcache.admin import Admin
 from modelcache.client import parse_reference, reference
 from modelcache.units import parse_duration, parse_size, printable
 from modelcache.v1 import common_pb2
+from modelcache.words import model_state_word
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _SHORT_COMMIT, _COMMIT, _HEX = 8, 40, set("0123456789abcdef")
 PLAIN_COLUMNS = 80
@@ -55,16 +58,28 @@ class Session:
         sys.stdout.write(json.dumps(value) + "\n")
         sys.stdout.flush()
 
+    @property
+    def width(self) -> int:
+        """Columns of stdout."""
+        return self.out.width if sys.stdout.isatty() else PLAIN_COLUMNS
+
     def print_lines(self, lines: Iterable[str]) -> None:
         """A table that is made already: the first line is its head."""
         head, *rest = lines
-        self.out.print(Text(head, style="bold"), soft_wrap=True)
+        if sys.stdout.isatty():
+            self.out.print(head, style="bold", soft_wrap=True)
+        else:
+            sys.stdout.write(f"{head}\n")
         sys.stdout.write("".join(f"{line}\n" for line in rest))
 
     def say(self, text: str) -> None:
         """A line of prose on stderr; with --json nobody reads it."""
-        if not self.json:
-            self.err.print(Text(printable(text)), soft_wrap=True)
+        if self.json:
+            return
+        if "err" in self.__dict__:  # it may be drawing there
+            self.err.print(printable(text), soft_wrap=True)
+        else:
+            sys.stderr.write(f"{printable(text)}\n")
 
     def close(self) -> None:
         """Closes the connection, if there was one."""
@@ -79,6 +94,8 @@ class LocalDiskError(click.ClickException):
 
 
 def _console(*, stderr: bool) -> Console:
+    from rich.console import Console  # noqa: PLC0415 - a verb that prints plain lines does without
+
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     # Markup and highlighting off: a repository called "[red]" is a name.
     return Console(stderr=stderr, width=None if terminal else PLAIN_COLUMNS, markup=False, highlight=False, emoji=False)
@@ -129,6 +146,20 @@ def model_argument(text: str) -> common_pb2.ModelReference:
 def short(commit: str) -> str:
     """As much of a commit as people read; of a branch or a tag all of it."""
     return commit[:_SHORT_COMMIT] if len(commit) == _COMMIT and set(commit) <= _HEX else commit
+
+
+def model_line(model: common_pb2.Model) -> str:
+    """``org/name@main`` and the commit where no branch says it."""
+    return f"{model.repo_id}@{','.join(model.revisions) or short(model.commit)}"
+
+
+def state_words(model: common_pb2.Model) -> str:
+    """What there is to be said of it: that it is not ready, pinned, leased; else that it is idle."""
+    words = [] if model.state == common_pb2.MODEL_STATE_READY else [model_state_word(model.state)]
+    words += ["pinned"] if model.pinned else []
+    if model.lease_ids:
+        words.append(f"{len(model.lease_ids)} lease{'' if len(model.lease_ids) == 1 else 's'}")
+    return ", ".join(words) or "idle"
 
 
 def spelt(model: common_pb2.ModelReference) -> str:

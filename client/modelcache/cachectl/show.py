@@ -8,9 +8,10 @@ import click
 from rich.text import Text
 
 from modelcache.cachectl.events import events_table
-from modelcache.cachectl.listing import leases_table, model_line, new_table
+from modelcache.cachectl.leases import leases_table
 from modelcache.cachectl.rows import detail_row
-from modelcache.cachectl.session import Session, model_argument, verb
+from modelcache.cachectl.session import Session, model_argument, model_line, verb
+from modelcache.cachectl.tables import new_table
 from modelcache.units import format_age, format_size, printable
 from modelcache.v1 import admin_pb2, common_pb2
 

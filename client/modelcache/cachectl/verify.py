@@ -6,9 +6,9 @@ import click
 from rich.text import Text
 
 from modelcache.cachectl.bars import bar
-from modelcache.cachectl.listing import new_table
 from modelcache.cachectl.rows import verified_row
 from modelcache.cachectl.session import Session, model_argument, short, verb
+from modelcache.cachectl.tables import new_table
 from modelcache.progress import percent
 from modelcache.reasons import TABLE, Reason
 from modelcache.units import format_size, printable

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from modelcached.cache import eviction
 from modelcached.cache.assemblies import Assemblies
@@ -151,10 +153,18 @@ class Shelf:
 
     def page(self, after: SnapshotId | None, size: int) -> tuple[list[CachedModel], SnapshotId | None]:
         """The next snapshots in order of repository and commit, and where the page after begins."""
-        ordered = sorted(self._core.index.snapshots(), key=lambda snapshot: snapshot.id)
-        rest = [snapshot for snapshot in ordered if after is None or snapshot.id > after]
-        chosen = rest[:size]
-        return self.describe(chosen), chosen[-1].id if len(rest) > size else None
+        rest = self._in_order(after)
+        chosen = list(islice(rest, size))
+        return self.describe(chosen), chosen[-1].id if next(rest, None) is not None else None
+
+    def _in_order(self, after: SnapshotId | None) -> Iterator[Snapshot]:
+        """Those behind ``after``; no more of them are sorted than are asked for."""
+        repos = self._core.index.repos
+        names = sorted(repos)
+        for repo_id in islice(names, bisect_left(names, after.repo_id) if after else 0, None):
+            for snapshot in sorted(repos[repo_id].snapshots.values(), key=lambda snapshot: snapshot.id):
+                if after is None or snapshot.id > after:
+                    yield snapshot
 
     def named(self, repo_id: RepoId, revision: Revision | None) -> list[SnapshotId]:
         """What an operator wants to go: one snapshot, or every cached commit. Raises CacheError(MODEL_NOT_CACHED)."""

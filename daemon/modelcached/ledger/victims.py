@@ -82,23 +82,22 @@ class Shares:
         books = self._of(candidate.id.repo_id)
         others, blobs = books.others, books.blobs.get
         size = freed = 0
-        several: dict[int, tuple[int, int]] = {}
-        gone: Counter[int] = Counter()
+        several: dict[int, tuple[int, int, int]] = {}
         for digest in candidate.digests:
             blob = blobs(digest)
             if blob is None:
                 continue
-            own = others[digest] <= 0
+            own = not others or others[digest] <= 0  # most repositories share nothing within
             if blob.link_count > 1:
-                several[blob.inode] = blob.allocated_bytes, blob.link_count
-                gone[blob.inode] += own
+                *_, gone = several.get(blob.inode, (0, 0, self._names_gone[blob.inode]))
+                several[blob.inode] = blob.allocated_bytes, blob.link_count, gone + own
                 continue
             size += blob.allocated_bytes
             if own:
                 freed += blob.allocated_bytes
-        for inode, (allocated, names) in several.items():
+        for allocated, names, gone in several.values():
             size += allocated
-            if gone[inode] + self._names_gone[inode] == names:
+            if gone == names:
                 freed += allocated
         return size, candidate.own_bytes + freed
 

@@ -91,7 +91,10 @@ class Repo:
 
     def shared(self) -> Counter[Digest]:
         """By how many snapshots that are not going, besides one, each blob is linked to; most by none."""
-        seen, shared = set[Digest](), Counter[Digest]()
+        shared = Counter[Digest]()
+        if len(self.snapshots) < 2:  # as nearly all are, and a list asks each of thousands
+            return shared
+        seen = set[Digest]()
         for snapshot in self.snapshots.values():
             if snapshot.state is not SnapshotState.CONDEMNED:
                 shared.update(snapshot.digests & seen)

@@ -84,3 +84,14 @@ def test_cachectl_without_its_extra_says_what_to_install(programs, missing):
     assert ended.returncode == 69
     assert "modelcached[cli]" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [("ls",), ("ls", "--json"), ("ls", "--help"), ("--version",)])
+def test_a_script_that_lists_does_not_wait_for_rich(programs, daemon, arguments):
+    code = (
+        "import sys; from modelcache.cachectl.main import main\n"
+        "status = main(sys.argv[1:])\n"
+        "sys.exit('rich' if 'rich' in sys.modules else status)"
+    )
+    ended = run(code, *arguments, environ=programs.environ)
+    assert ended.returncode == 0, ended.stderr
