@@ -16,6 +16,7 @@ from modelcached.cache import Core, eviction, linking
 from modelcached.cache.account import FlightAccount
 from modelcached.cache.admission import admit
 from modelcached.cache.leftovers import drop_leftovers
+from modelcached.cache.pointing import point
 from modelcached.cache.shortage import NoRoomError
 from modelcached.cache.verification import condemn
 from modelcached.events import BlobCondemned, Event
@@ -199,13 +200,13 @@ async def test_a_branch_goes_where_the_hub_said_last(core: Core) -> None:
     """Whichever of the two was brought last."""
     put_snapshot(core, SECOND, {"model.safetensors": CONTENT})
     believe(core, DONOR, {s: {"model.safetensors": CONTENT} for s in (FIRST, SECOND)})
-    core.heard(DONOR, MAIN, FIRST.commit, 1.0)
-    core.heard(DONOR, MAIN, SECOND.commit, 2.0)
-    await core.point(DONOR, MAIN, SECOND.commit)
-    await core.point(DONOR, MAIN, FIRST.commit)
+    core.branches.heard(DONOR, MAIN, FIRST.commit, 1.0)
+    core.branches.heard(DONOR, MAIN, SECOND.commit, 2.0)
+    await point(core, DONOR, MAIN, SECOND.commit)
+    await point(core, DONOR, MAIN, FIRST.commit)
     assert main_of(core) == (SECOND.commit, SECOND.commit)
-    core.heard(DONOR, MAIN, FIRST.commit, 3.0)  # somebody has moved it back
-    await core.point(DONOR, MAIN, FIRST.commit)
+    core.branches.heard(DONOR, MAIN, FIRST.commit, 3.0)  # somebody has moved it back
+    await point(core, DONOR, MAIN, FIRST.commit)
     assert main_of(core) == (FIRST.commit, FIRST.commit)
 
 
@@ -222,8 +223,8 @@ async def test_two_who_move_a_branch_do_so_one_after_the_other(core: Core, monke
 
     monkeypatch.setattr(type(core.snapshots), "write_ref", write)
     core.index.repo(DONOR).refs.clear()
-    first = asyncio.create_task(core.point(DONOR, MAIN, FIRST.commit))
-    second = asyncio.create_task(core.point(DONOR, MAIN, SECOND.commit))
+    first = asyncio.create_task(point(core, DONOR, MAIN, FIRST.commit))
+    second = asyncio.create_task(point(core, DONOR, MAIN, SECOND.commit))
     await asyncio.wait({second}, timeout=0.1)
     slow.set()
     await asyncio.gather(first, second)

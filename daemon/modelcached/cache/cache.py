@@ -45,6 +45,7 @@ from modelcached.cache.leasing import Leasing
 from modelcached.cache.leftovers import drop_in_vain
 from modelcached.cache.looking import Looking
 from modelcached.cache.planning import plan
+from modelcached.cache.pointing import point
 from modelcached.cache.prewarm import Prewarmer
 from modelcached.cache.requests import (
     CachedModel,
@@ -216,7 +217,7 @@ class Cache:
             await self.core.pools.on_disk(self.core.check_hub_on_disk)  # that may have taken hours
         for want, sight in zip(wants, sights, strict=True):
             if as_commit(want.revision) is None and not want.stale and not (hit and sight.named):
-                await self.core.point(want.snapshot.repo_id, want.revision, want.snapshot.commit)
+                await point(self.core, want.snapshot.repo_id, want.revision, want.snapshot.commit)
         return tallies
 
     async def import_model(

@@ -14,12 +14,12 @@ from typing import Any
 
 import structlog
 
+from modelcached.cache.branches import Branches
 from modelcached.cache.locks import Locks
 from modelcached.cache.pacer import Pacer
 from modelcached.cache.requests import Listed
 from modelcached.cache.room import Room
 from modelcached.cache.turns import Turns
-from modelcached.cache.uninterrupted import uninterrupted
 from modelcached.config import LEAST_BUDGET_BYTES, CacheSection, Config
 from modelcached.errors import CacheError, Reason
 from modelcached.events import Observer
@@ -31,7 +31,7 @@ from modelcached.ledger.victims import Name
 from modelcached.model import Commit, Digest, RepoId, Revision, SnapshotId, repo_folder
 from modelcached.pools import Pools
 from modelcached.sources.own_token import OwnToken
-from modelcached.store.disk import Disk, storage_error
+from modelcached.store.disk import Disk
 from modelcached.store.index import Index
 from modelcached.store.layout import Layout
 from modelcached.store.manifests import ManifestStore
@@ -47,8 +47,6 @@ log = structlog.get_logger()
 KUBELET_DELETES_BELOW = 0.15
 """Share of the filesystem that is free: imageGCHighThresholdPercent is 85, imagefs.available 15 %."""
 _BAD_BLOB = "bad blob "
-_TOLD_COMMITS = 8
-"""So many of one branch are told apart: more do not come within one download."""
 PODS_DIRECTORY = "pods directory"
 """The topic of what is degraded while the kubelet's pods directory does not show what is there."""
 KUBELET_WANTS_INODES = 0.06
@@ -98,6 +96,7 @@ class Core:
     """Device and inode of the hub/ that workloads have mounted; None until somebody has looked."""
     hub_trouble: str = ""
     """Why nothing is served: hub/ is missing, or is not that directory."""
+    branches: Branches = field(default_factory=Branches)
     listed: Callable[[], tuple[Listed, ...]] = tuple
     """How the models of the model list stand."""
     turns: Turns = field(init=False)
@@ -110,8 +109,6 @@ class Core:
     """One at a time changes what a snapshot holds."""
     landing: Counter[Name] = field(default_factory=Counter)
     """What flights publish: whoever waits for one may have asked for another repository, or have gone."""
-    pointing: Locks[tuple[RepoId, Revision]] = field(default_factory=Locks)
-    """One at a time moves a branch or tag."""
     removing: Locks[RepoId] = field(default_factory=Locks)
     """One at a time takes something out of a repository: the last to go takes the directories with it. An eviction
     may pause in it; others enter by ``taking_from``."""
@@ -122,8 +119,6 @@ class Core:
     own_token: OwnToken = field(init=False)
     afterwards: set[asyncio.Task[None]] = field(default_factory=set)
     """What is tidied up behind requests and flights that have their answer."""
-    _told: dict[tuple[RepoId, Revision], dict[Commit, float]] = field(default_factory=dict)
-    """When the Hub last said that a branch or tag is that commit."""
     _neighbour: str | None = None
     """The directory of the kubelet's that the limits were made for."""
 
@@ -342,48 +337,3 @@ class Core:
             await self.until_evicted(running)
         async with self.taking_from(repo_id):
             return
-
-    async def point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
-        """Points a branch or tag at a snapshot that is whole; the last step of its publication.
-
-        Raises CacheError where the disk refuses.
-        """
-        try:
-            await uninterrupted(self._point(repo_id, revision, commit))
-        except OSError as error:
-            raise storage_error(error, f"pointing {revision} of {repo_id} to {commit}") from error
-
-    def heard(self, repo_id: RepoId, revision: Revision, commit: Commit, told_at: float) -> None:
-        """The Hub said that the branch or tag is that commit, at that time (time.monotonic())."""
-        told = self._told.setdefault((repo_id, revision), {})
-        told[commit] = max(told_at, told.get(commit, 0.0))
-        if len(told) > _TOLD_COMMITS:
-            del told[min(told, key=lambda old: told[old])]
-
-    async def _point(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
-        async with self.pointing((repo_id, revision)):
-            told = self._told.get((repo_id, revision), {})
-            now = self.index.repo(repo_id).refs.get(revision)
-            if now is not None and told.get(now, 0.0) > told.get(commit, 0.0):
-                return  # it has moved on while this commit was coming, and another request has brought what it is now
-            await self._write_ref(repo_id, revision, commit)
-
-    async def _write_ref(self, repo_id: RepoId, revision: Revision, commit: Commit) -> None:
-        known = self.index.repo(repo_id).refs.get(revision) == commit
-        if known and await self.pools.on_disk(self.snapshots.says, repo_id, revision, commit):
-            return
-        await self.settled(repo_id)
-        refs = self.index.repo(repo_id).refs
-        before = refs.get(revision)
-        # Believed before it is written: an eviction that begins meanwhile must not take the ref for its own.
-        refs[revision] = commit
-        try:
-            await self.pools.on_disk(self.snapshots.write_ref, repo_id, revision, commit)
-        except Exception:
-            if before is None:
-                refs.pop(revision, None)
-            else:
-                refs[revision] = before
-            raise
-        self.use.named(repo_id, revision, commit)
-        await self.measure(repo_folder(repo_id))  # a hit by a new name ends here

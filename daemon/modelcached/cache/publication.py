@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from modelcached.cache.core import Core
+from modelcached.cache.pointing import point
 from modelcached.cache.verification import ADOPTED
 from modelcached.cache.want import Want, missing
 from modelcached.errors import CacheError, Reason
@@ -69,7 +70,7 @@ async def publish(core: Core, want: Want, adopted: Selection | None, revisions: 
             if trashed is not None:
                 await core.pools.on_disk(core.disk.remove_tree, trashed)
     for revision in sorted(revisions):
-        await core.point(snapshot_id.repo_id, revision, snapshot_id.commit)
+        await point(core, snapshot_id.repo_id, revision, snapshot_id.commit)
 
 
 async def _believe_what_shows(core: Core, snapshot_id: SnapshotId) -> None:

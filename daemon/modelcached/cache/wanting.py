@@ -68,7 +68,7 @@ class Wanting:
         if cached is None and answer.stale:
             answer = replace(answer, stale=False)  # the directory's word is all that there is, and its name is given
         if as_commit(model.revision) is None and not answer.stale:
-            self._core.heard(model.repo_id, model.revision, answer.commit, answer.told_at)
+            self._core.branches.heard(model.repo_id, model.revision, answer.commit, answer.told_at)
         snapshot = SnapshotId(model.repo_id, answer.commit)
         while (eviction_task := self._core.evictions.get(snapshot)) is not None:
             await self._core.until_evicted([eviction_task])
