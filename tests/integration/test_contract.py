@@ -378,7 +378,8 @@ def test_a_bad_file_changes_nothing_and_is_reported(node: Node) -> None:
     assert "cache.budget: 'a lot' is not a size" in line["why"]
     assert node.process is not None
     node.process.send_signal(signal.SIGHUP)
-    change_budget(node, "2GB")
+    node.settings["cache"]["budget"] = "2GB"
+    node.write_config(in_one_step=True)  # the signal may be taken meanwhile
     node.wait_until(lambda: not node.status().degraded, 10, "as it was")
     assert len(node.log_lines("new configuration refused, the old settings stay")) == 1
     node.wait_until(

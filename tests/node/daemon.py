@@ -78,13 +78,16 @@ class Node:
 
     # The daemon
 
-    def write_config(self) -> None:
-        """The settings as a TOML file."""
+    def write_config(self, *, in_one_step: bool = False) -> None:
+        """The settings as a TOML file; ``in_one_step`` as most editors do, so that nobody ever reads half of it."""
         lines = []
         for section, values in self.settings.items():
             lines.append(f"[{section}]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-        self.config_file.write_text("\n".join(lines) + "\n")
+        written = self.config_file.with_suffix(".new") if in_one_step else self.config_file
+        written.write_text("\n".join(lines) + "\n")
+        if in_one_step:
+            written.replace(self.config_file)
 
     def start(self, *, wait: bool = True) -> Node:
         """Starts the daemon; returns when it serves."""
