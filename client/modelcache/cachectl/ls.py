@@ -1,6 +1,6 @@
 """cachectl ls: what is cached, a row each.
 
-Without rich, which takes longer to be loaded than a script's `cachectl ls` has to wait for anything else.
+Plain lines, without rich: a script that lists thousands would wait for its import, too.
 """
 
 from __future__ import annotations
