@@ -24,8 +24,9 @@ from modelcached.sources.connections import Connection, Connections
 from modelcached.sources.faults import TransientError, retry_after
 from modelcached.sources.network import Network
 
-CHUNK_BYTES = 1 << 20
-"""Handed on at a time: for each step the thread needs the GIL, which all connections fight for."""
+CHUNK_BYTES = 512 << 10
+"""Handed on at a time: for each step the thread needs the GIL, which all connections fight for. More would not stay in
+the core's own cache until it is written, and be new memory for each range (store/memory.py)."""
 _CHUNK_SECONDS = 0.1
 """What is slow is handed on in smaller pieces."""
 _MAX_REDIRECTS = 5

@@ -8,7 +8,8 @@ import os
 PROC = "/proc"
 CGROUP = "/sys/fs/cgroup"
 _M_MMAP_THRESHOLD = -3
-_LARGE_BYTES = 1 << 20
+LARGE_BYTES = 1 << 20
+"""A buffer of this size or more comes from the system and goes back there each time; see ``give_buffers_back``."""
 
 
 def available_bytes(proc: str = PROC, cgroup: str = CGROUP) -> int:
@@ -29,11 +30,12 @@ def give_buffers_back() -> None:
     """Has what is freed of large buffers go back to the system at once, where the C library is glibc.
 
     By itself (mallopt(3), M_MMAP_THRESHOLD) it keeps what was freed for the next time, up to 32 MiB a buffer: after one
-    transfer the daemon has 10 MiB more for ever.
+    transfer the daemon has 10 MiB more for ever. The price is that each page of a large buffer is new each time (up to
+    a CPU second a GiB on a virtual machine): what is made anew for each piece of a transfer must be smaller.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def smallest_limit_bytes(proc: str = PROC, cgroup: str = CGROUP) -> int | None:

@@ -16,6 +16,8 @@ from modelcached.store.partials import Partial
 from modelcached.store.taking import Taken
 
 BLOCK_BYTES = 4 << 20
+_STEP_BYTES = 256 << 10
+"""Of what is in the page cache: small enough for the core's own, and not new memory each time (store/memory.py)."""
 
 
 class Hasher(Protocol):
@@ -48,7 +50,7 @@ def matches(digest: Digest, content: bytes | bytearray | memoryview) -> bool:
 
 def hash_partial(partial: Partial | Taken, hasher: Hasher, start: int, end: int) -> None:
     """Feeds [start, end) of an unfinished blob to the hasher. Blocking; releases the GIL."""
-    buffer = memoryview(bytearray(min(BLOCK_BYTES, end - start)))
+    buffer = memoryview(bytearray(min(_STEP_BYTES, end - start)))
     while start < end:
         count = partial.read(buffer[: min(len(buffer), end - start)], start)
         if count == 0:
