@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,6 +22,7 @@ from modelcached.sources.hub import XetToken
 from modelcached.sources.origin import OriginFailedError
 from modelcached.sources.xet import MIN_BYTES, XetOrigin, XetSource
 from modelcached.sources.xet_child import _received
+from modelcached.sources.xet_process import _environment
 
 ENDPOINT = "http://127.0.0.1:9"
 
@@ -124,3 +127,25 @@ def test_a_machine_that_gives_no_process_is_no_fault_of_the_disk(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(TransientError, match=f"no process for Xet: {os.strerror(2)}"):
         origin(source).fetch(0, MIN_BYTES, nothing, Abort())
+
+
+_ADVISED = """
+import ctypes
+piece = bytearray(64 << 20)
+middle = ctypes.addressof(ctypes.c_char.from_buffer(piece, len(piece) // 2))
+within = False
+for line in open("/proc/self/smaps"):
+    words = line.split()
+    if not words[0].endswith(":"):
+        first, last = (int(word, 16) for word in words[0].split("-"))
+        within = first <= middle < last
+    elif within and words[0] == "VmFlags:":
+        print("hg" in words)
+"""
+
+
+def test_its_pieces_lie_in_huge_pages_where_the_system_gives_them_to_whoever_asks() -> None:
+    given = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
+    command = [sys.executable, "-c", _ADVISED]
+    said = subprocess.run(command, env=_environment(None), check=True, capture_output=True, text=True)
+    assert said.stdout.strip() == str(given)
