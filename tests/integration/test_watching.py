@@ -620,7 +620,8 @@ def test_what_was_begun_in_one_hub_is_not_published_in_another(hub: Hub, node: N
     _, said = client.communicate(timeout=30)
     assert client.returncode == 74, said
     assert not node.snapshot("org/model", commit).exists()
-    node.wait_until(lambda: not trouble(node), SECONDS, "nobody has the old one")
+    # Where the request ended before anybody looked, there is no trouble to be seen yet: an answer says that it is over.
+    node.wait_until(lambda: node.run("ensure-model", "org/model").returncode == 0, SECONDS, "nobody has the old one")
     (ready,) = node.ensure("org/model")
     assert all(path.is_file() for path in Path(ready["path"]).iterdir())
     node.assert_disk_truth()
