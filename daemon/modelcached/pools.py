@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
+from modelcached.precedence import Precedence
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -147,6 +149,8 @@ class Pools:
     """One thread a connection to upstream."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the daemon stops: what hashes for minutes looks at it."""
+    precedence: Precedence = field(default_factory=Precedence)
+    """What movers and hashing step back for, beside those niced."""
 
     @classmethod
     def start(cls, connections: int) -> Pools:

@@ -250,6 +250,17 @@ async def test_a_cancelled_flight_leaves_no_mover_and_is_resumed(tmp_path: Path)
         assert it.open_partials() == []
 
 
+async def test_movers_and_hashing_step_back_between_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = origin(16 * MIB)
+    async with bench(tmp_path) as b:
+        who: list[str] = []
+        let_pass = lambda: who.append(threading.current_thread().name.partition("_")[0])  # noqa: E731
+        monkeypatch.setattr(b.pools.precedence, "let_pass", let_pass)
+        await landed(b.start(source))
+        assert who.count("mover") == 16  # each MiB that the origin hands on
+        assert who.count("hash") == 16
+
+
 async def test_a_flight_that_nobody_wants_any_more_ends(tmp_path: Path) -> None:
     async with bench(tmp_path) as it:
         source, begun = origin(100), threading.Event()

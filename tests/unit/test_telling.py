@@ -17,6 +17,9 @@ class Waiting:
     def progress(self) -> Progress:
         return Progress(Phase.RESOLVING)
 
+    def step_back(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize(("unchanged", "least", "most"), [(0.0, 3, 1000), (60.0, 1, 1)])
 async def test_what_does_not_change_is_told_again(

@@ -16,6 +16,7 @@ from modelcached.cache.requests import Phase, Progress, Transfer
 from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, Digest, RepoId, SnapshotId
+from modelcached.precedence import Answer
 from modelcached.sources.upstream import Upstream
 from modelcached.store.disk import storage_error
 from modelcached.transfer.flights import Flights
@@ -26,10 +27,12 @@ log = structlog.get_logger()
 class Watch:
     """One caller's view of its request: phase and progress at any moment, however slowly it looks."""
 
-    def __init__(self, *, background: bool = False, with_files: bool = False) -> None:
+    def __init__(self, *, background: bool = False, with_files: bool = False, answer: Answer | None = None) -> None:
+        """``answer``: what goes before bytes as long as it may be a hit."""
         self.background = background
         """Nobody waits: the model list wants it, behind all who do."""
         self._with_files = with_files
+        self._answer = answer
         self.for_space_until = 0.0
         """How long its caller waits for space where there is none; monotonic."""
         self._phase = Phase.QUEUED
@@ -44,6 +47,12 @@ class Watch:
     def follow(self, assembly: Assembly, waiters: Callable[[Assembly], int]) -> None:
         """From now on the assembly's progress is this request's."""
         self._assembly, self._waiters = assembly, waiters
+        self.step_back()
+
+    def step_back(self) -> None:
+        """It is answered, or no hit: bytes need not wait for it, which may be its own."""
+        if self._answer is not None:
+            self._answer.end()
 
     @property
     def working(self) -> bool:

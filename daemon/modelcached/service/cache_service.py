@@ -44,11 +44,15 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         """See the contract."""
         wanted = translate.ensure_request(request)
         with structlog.contextvars.bound_contextvars(request_id=wanted.request_id):
-            watch = Watch(with_files=wanted.with_files)
-            ready = await told(
-                watch, wanted.request_id, context.write, self._cache.ensure(wanted, watch, self._pod_seen)
-            )
-            await context.write(translate.ready_message(ready, self._cache.core.clock))
+            core = self._cache.core
+            watch = Watch(with_files=wanted.with_files, answer=core.pools.precedence.begin())
+            try:
+                ready = await told(
+                    watch, wanted.request_id, context.write, self._cache.ensure(wanted, watch, self._pod_seen)
+                )
+                await context.write(translate.ready_message(ready, core.clock))
+            finally:
+                watch.step_back()
 
     @unary
     async def GetModel(self, request: cache_pb2.GetModelRequest, context: Any) -> cache_pb2.GetModelResponse:  # noqa: N802
@@ -124,6 +128,7 @@ class _Teller:
         self._begins = asyncio.get_running_loop().call_later(FIRST_SECONDS, self._begin)
 
     def _begin(self) -> None:
+        self._watch.step_back()
         self._telling = asyncio.create_task(self._tell(), name=f"tell {self._request_id}")
 
     async def _tell(self) -> None:

@@ -25,7 +25,7 @@ from modelcached.store.taking import Taken, TakenAwayError
 from modelcached.transfer.flight import SMALL_BYTES, STEP_BYTES, Flight, Part, Stage
 from modelcached.transfer.flushing import HASH_AHEAD_BYTES, Flushing
 from modelcached.transfer.full_disk import MakeRoom, with_room
-from modelcached.transfer.hashing import hash_partial, matches, new_hasher
+from modelcached.transfer.hashing import Hasher, hash_partial, matches, new_hasher
 from modelcached.transfer.movers import Movers, TransferLimits
 from modelcached.transfer.pace import RateLimiter
 from modelcached.transfer.verdict import ContentError, explained
@@ -214,7 +214,7 @@ class Flights:
                 if flight.failure is not None:
                     raise flight.failure
                 end = min(start + _HASH_STEP_BYTES, flight.size_bytes)
-                await self._pools.on_hash(hash_partial, taken, hasher, start, end)
+                await self._hash(taken, hasher, start, end)
             if hasher.hexdigest() != flight.digest.hex:
                 raise ContentError(f"{origin}: content differs from {flight.digest}")
             flight.stage = Stage.PUBLISHING
@@ -316,6 +316,9 @@ class Flights:
                 )
                 raise flight.failure from error
 
+    async def _hash(self, content: Partial | Taken, hasher: Hasher, start: int, end: int) -> None:
+        await self._pools.on_hash(hash_partial, content, hasher, start, end, self._pools.precedence.let_pass)
+
     async def _move_and_hash(self, flight: Flight) -> None:
         """Fetches what is missing, hashing behind it while the bytes are in the page cache."""
         partial = flight.partial
@@ -336,7 +339,7 @@ class Flights:
                 if reach == flight.size_bytes or reach - flight.hashed >= HASH_AHEAD_BYTES:
                     if not flight.pending and not flight.active:
                         flight.stage = Stage.VERIFYING
-                    await self._pools.on_hash(hash_partial, partial, hasher, flight.hashed, reach)
+                    await self._hash(partial, hasher, flight.hashed, reach)
                     flight.hash_reached(reach)
                     self._movers.wake(flight)
                     continue

@@ -18,6 +18,8 @@ from modelcached.store.taking import Taken
 BLOCK_BYTES = 4 << 20
 _STEP_BYTES = 256 << 10
 """Of what is in the page cache: small enough for the core's own, and not new memory each time (store/memory.py)."""
+_PASSING_BYTES = 1 << 20
+"""Between two looks at what goes first (precedence.py)."""
 
 
 class Hasher(Protocol):
@@ -48,8 +50,14 @@ def matches(digest: Digest, content: bytes | bytearray | memoryview) -> bool:
     return hasher.hexdigest() == digest.hex
 
 
-def hash_partial(partial: Partial | Taken, hasher: Hasher, start: int, end: int) -> None:
-    """Feeds [start, end) of an unfinished blob to the hasher. Blocking; releases the GIL."""
+def hash_partial(
+    partial: Partial | Taken, hasher: Hasher, start: int, end: int, let_pass: Callable[[], None] = lambda: None
+) -> None:
+    """Feeds [start, end) of an unfinished blob to the hasher. Blocking; releases the GIL.
+
+    ``let_pass`` is called now and again, and may take its time.
+    """
+    passed = start
     buffer = memoryview(bytearray(min(_STEP_BYTES, end - start)))
     while start < end:
         count = partial.read(buffer[: min(len(buffer), end - start)], start)
@@ -57,6 +65,9 @@ def hash_partial(partial: Partial | Taken, hasher: Hasher, start: int, end: int)
             raise OSError(5, "unfinished blob is shorter than its journal says", str(partial.digest))
         hasher.update(buffer[:count])
         start += count
+        if start - passed >= _PASSING_BYTES:
+            passed = start
+            let_pass()
 
 
 def hash_file(

@@ -193,6 +193,7 @@ class Movers:
                 if flight.first_byte_at is None:
                     flight.first_byte_at = time.monotonic()
                 self.limiter.take(len(view), abort.wait)
+                self._pools.precedence.let_pass()
                 try:
                     if partial is None:
                         assert small is not None

@@ -1,0 +1,57 @@
+"""Answers go before bytes: while a call is being answered, the threads that move and hash wait between two pieces.
+
+They fight for the cores and for the interpreter's lock with the event loop, and an answer wakes four threads one after
+the other. On two cores that a download fills, a hit's 99th percentile is twice as long without this, and the download
+no shorter (`make bench CASE=meanwhile`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+LONGEST_SECONDS = 0.01
+"""A piece waits no longer, whatever is being answered."""
+REST_SECONDS = 0.03
+"""How long none waits after one has waited in vain: where calls never end, bytes have three quarters of the time."""
+
+
+class Answer:
+    """A call that is being answered from what is there. The event loop's alone."""
+
+    def __init__(self, precedence: Precedence) -> None:
+        self._precedence: Precedence | None = precedence
+
+    def end(self) -> None:
+        """It has its answer, or has to wait itself. Once is enough."""
+        if self._precedence is not None:
+            self._precedence.ended()
+            self._precedence = None
+
+
+class Precedence:
+    """Of answers over bytes."""
+
+    def __init__(self) -> None:
+        self._answers = 0
+        self._rests_until = 0.0
+        self._none = threading.Event()
+        self._none.set()
+
+    def begin(self) -> Answer:
+        """A call that may be answered at once has come. The event loop's alone."""
+        self._answers += 1
+        if self._answers == 1:
+            self._none.clear()
+        return Answer(self)
+
+    def ended(self) -> None:
+        """See ``Answer.end``."""
+        self._answers -= 1
+        if self._answers == 0:
+            self._none.set()
+
+    def let_pass(self) -> None:
+        """Between two pieces: waits while there is something to answer, and a moment at most. Any other thread."""
+        if self._answers and time.monotonic() >= self._rests_until and not self._none.wait(LONGEST_SECONDS):
+            self._rests_until = time.monotonic() + REST_SECONDS
