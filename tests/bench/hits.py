@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -175,40 +175,61 @@ def _processes(bench: Bench) -> Iterator[Sequence[Contender]]:
 
 
 class HitsMeanwhile(Contender):
-    """One caller, a call every few milliseconds, while the daemon downloads a large model, or does nothing.
+    """One caller, a call every few milliseconds, while a daemon downloads a large model, or does nothing.
 
-    ``of_echo``: it calls the bare server instead, which has a process of its own: what a busy machine costs anyone.
+    ``asked``: that daemon, the bare server, or another daemon that does nothing else. The last two have a process of
+    their own: what a busy machine costs anyone, and what it costs a daemon that shares nothing but the machine.
     """
 
     def __init__(
-        self, name: str, bench: Bench, site: Site, cached: Published, big: Published, *, busy: bool, of_echo: bool
+        self,
+        name: str,
+        bench: Bench,
+        site: Site,
+        cached: Published,
+        big: Published,
+        *,
+        busy: bool = True,
+        asked: Literal["itself", "echo", "another"] = "itself",
     ) -> None:
         self.name = name
         self._bench, self._site, self._cached, self._big = bench, site, cached, big
-        self._busy, self._of_echo = busy, of_echo
+        self._busy, self._asked = busy, asked
 
     def run(self) -> Figures:
         with (
             scratch(self._bench.directory, self._big) as directory,
             daemon(directory, self._site.endpoint) as node,
+            self._server(node, directory) as address,
+            _calling(address, self._cached) as load,
         ):
-            cache_a_model(node, self._cached, directory)
-            with (
-                _echo(f"unix://{directory}/echo.sock") as echo,
-                _calling(echo if self._of_echo else f"unix://{node.cache_socket}", self._cached) as load,
-            ):
-                before = _lag_buckets(node)
-                began = time.monotonic()
-                if self._busy:
-                    _, said = ensure_measured(node, self._big, directory)
-                    check_ensured(said, self._big, node.hub_dir)
-                else:
-                    time.sleep(self._bench.scale.hit_seconds)
-                ended = time.monotonic()
-                lag = _lag_figures(before, _lag_buckets(node))
-                record = _ended(load)
+            before = _lag_buckets(node)
+            began = time.monotonic()
+            if self._busy:
+                _, said = ensure_measured(node, self._big, directory)
+                check_ensured(said, self._big, node.hub_dir)
+            else:
+                time.sleep(self._bench.scale.hit_seconds)
+            ended = time.monotonic()
+            lag = _lag_figures(before, _lag_buckets(node))
+            record = _ended(load)
         within = [t for b, t in zip(record["began"], record["took"], strict=True) if began <= b and b + t <= ended]
-        return {**latency_figures(within), **lag}
+        return {**latency_figures(within), **lag, "took": ended - began}
+
+    @contextmanager
+    def _server(self, node: Node, directory: Path) -> Iterator[str]:
+        """The address of whoever is called."""
+        if self._asked == "echo":
+            with _echo(f"unix://{directory}/echo.sock") as echo:
+                yield echo
+        elif self._asked == "another":
+            (directory / "another").mkdir()
+            with daemon(directory / "another", self._site.endpoint) as another:
+                cache_a_model(another, self._cached, directory / "another")
+                yield f"unix://{another.cache_socket}"
+        else:
+            cache_a_model(node, self._cached, directory)
+            yield f"unix://{node.cache_socket}"
 
 
 @contextmanager
@@ -261,9 +282,10 @@ def _meanwhile(bench: Bench) -> Iterator[Sequence[Contender]]:
         measure.touch_disk(bench.directory, 2 * big.size_bytes)
         with site.serving():
             yield [
-                HitsMeanwhile("during a transfer", bench, site, cached, big, busy=True, of_echo=False),
-                HitsMeanwhile("bare grpc.aio echo meanwhile", bench, site, cached, big, busy=True, of_echo=True),
-                HitsMeanwhile("while idle", bench, site, cached, big, busy=False, of_echo=False),
+                HitsMeanwhile("during a transfer", bench, site, cached, big),
+                HitsMeanwhile("another daemon meanwhile", bench, site, cached, big, asked="another"),
+                HitsMeanwhile("bare grpc.aio echo meanwhile", bench, site, cached, big, asked="echo"),
+                HitsMeanwhile("while idle", bench, site, cached, big, busy=False),
             ]
 
 
@@ -290,6 +312,7 @@ HITS = (
             Column("max", "max ms", 1),
             Column("lag_p999", "loop lag p99.9 ms", 1),
             Column("calls", "calls", 0),
+            Column("took", "transfer s"),
         ),
         _meanwhile,
         "during a transfer",
