@@ -1,8 +1,7 @@
-"""Answers go before bytes: while a call is being answered, the threads that move and hash wait between two pieces.
+"""Answers go before bytes: while a call is being answered, the threads of a transfer wait between two pieces.
 
-They fight for the cores and for the interpreter's lock with the event loop, and an answer wakes four threads one after
-the other. On two cores that a download fills, a hit's 99th percentile is twice as long without this, and the download
-no shorter (`make bench CASE=meanwhile`).
+They fight with the event loop for the cores and for the interpreter's lock, and an answer needs three threads one after
+the other. `make bench CASE=meanwhile` shows what a hit takes during a transfer, and how long that took.
 """
 
 from __future__ import annotations

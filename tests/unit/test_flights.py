@@ -254,7 +254,10 @@ async def test_movers_and_hashing_step_back_between_pieces(tmp_path: Path, monke
     source = origin(16 * MIB)
     async with bench(tmp_path) as b:
         who: list[str] = []
-        let_pass = lambda: who.append(threading.current_thread().name.partition("_")[0])  # noqa: E731
+
+        def let_pass() -> None:
+            who.append(threading.current_thread().name.partition("_")[0])
+
         monkeypatch.setattr(b.pools.precedence, "let_pass", let_pass)
         await landed(b.start(source))
         assert who.count("mover") == 16  # each MiB that the origin hands on
