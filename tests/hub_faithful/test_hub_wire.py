@@ -228,7 +228,7 @@ def test_nothing_is_left_after_the_end() -> None:
             assert error is not None or transfer.result().error is not None
     idle.close()
     hub.stop()
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads  # one of an earlier test may have ended meanwhile
     assert open_descriptors() == descriptors
     assert not directory.exists()
     with pytest.raises(ConnectionRefusedError):

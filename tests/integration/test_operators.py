@@ -347,7 +347,8 @@ def test_what_a_request_is_fetching_is_no_garbage_until_it_has_gone(hub: Hub, ca
 # By rule
 
 
-def test_eviction_by_rule_takes_what_would_go_first_and_no_more(hub: Hub, node: Node) -> None:
+def test_eviction_by_rule_takes_what_would_go_first_and_no_more(hub: Hub, small_disk: Node) -> None:
+    node = small_disk  # on which nobody else makes or takes free space
     names = ["one", "two", "three", "four"]
     publish(hub, *names)
     for name in names:
