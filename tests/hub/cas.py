@@ -190,8 +190,10 @@ class CasExchange(Exchange):
             file = self.site.cas.name_of(repo_id, match["hash"])
             return self._ranged(FaultTarget("reconstruction", self.command, repo_id, file))
         match = _XORB.fullmatch(self.raw_path)
-        repo_id, file = (unquote(match["repo"]), unquote(match["file"])) if match else ("", self.raw_path)
-        return self._ranged(FaultTarget("xorb", self.command, repo_id, file))
+        if match is None:
+            return self._ranged(FaultTarget("xorb", self.command, "", self.raw_path))
+        repo_id, file, number = unquote(match["repo"]), unquote(match["file"]), int(match["number"])
+        return self._ranged(FaultTarget("xorb", self.command, repo_id, file, xorb=number))
 
     def answer(self, target: FaultTarget) -> None:
         if target.kind == "reconstruction":

@@ -75,9 +75,9 @@ class Fault:
     `path` and `repo` are globs; for the API the path is the route's name (info, tree, refs, auth-check,
     paths-info, commits, whoami-v2; xet-read-token is a "token"). Positions (`at_byte`, or `at_fraction` in
     0..1) count within the response's body, not within the file, save for ETAG_CHANGE; `at_file_byte` is a
-    position within the file, and concerns only answers that hold that byte (TRICKLE: or later ones). The first
-    `after_requests` matching requests pass, and all until the fault `after` has fired; then it fires `times`
-    times (None: for ever), each with `probability` (seeded).
+    position within the file, and concerns only answers that hold that byte (TRICKLE: or later ones). Of a
+    file's xorbs those before `from_xorb` pass. The first `after_requests` matching requests pass, and all until
+    the fault `after` has fired; then it fires `times` times (None: for ever), each with `probability` (seeded).
     """
 
     kind: FaultKind
@@ -93,6 +93,7 @@ class Fault:
     at_byte: int | None = None
     at_fraction: float | None = None
     at_file_byte: int | None = None
+    from_xorb: int = 0
     status: int = 503
     retry_after: float | None = None
     rate_limit_reset: int | None = None
@@ -131,7 +132,8 @@ class Fault:
     def matches(self, request: FaultTarget) -> bool:
         if self.where not in ("any", request.kind) or self.method not in (None, request.method):
             return False
-        if not (fnmatchcase(request.path, self.path) and fnmatchcase(request.repo, self.repo)):
+        named = fnmatchcase(request.path, self.path) and fnmatchcase(request.repo, self.repo)
+        if not named or (request.xorb is not None and request.xorb < self.from_xorb):
             return False
         if self.at_file_byte is not None and not request.holds(self.at_file_byte):
             return self.kind is FaultKind.TRICKLE and request.range_start > self.at_file_byte
@@ -154,6 +156,8 @@ class FaultTarget:
     range_start: int = 0
     range_end: int | None = None
     """The first byte that is not asked for; None: the file's end."""
+    xorb: int | None = None
+    """Which of the file's xorbs it is, from 0; None: it is none."""
 
     def holds(self, file_byte: int) -> bool:
         """Whether the answer is to hold that byte of the file."""
