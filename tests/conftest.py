@@ -24,6 +24,7 @@ _DEEP = (
     "tests/property/",
     "tests/crash/",
     "/test_crash_points.py",
+    "/test_faults_by_rate.py",
     "/test_large_cache.py",
     "/test_model_list.py",
     "/test_watching.py",

@@ -138,6 +138,7 @@ def node_with_mounted_pods(hub: Hub, make_node: Callable[..., Node]) -> Iterator
     subprocess.run(["umount", "--lazy", str(node.pods_dir)], check=False, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.deep
 def test_an_unmounted_pods_directory_ends_nothing_and_is_said(hub: Hub, node_with_mounted_pods: Node) -> None:
     node = node_with_mounted_pods
     publish(hub, "model")
@@ -210,6 +211,7 @@ def test_the_complaint_about_the_pods_directory_ends_with_the_last_pod_lease(hub
 # Streams
 
 
+@pytest.mark.deep
 def test_a_held_stream_survives_a_restart_under_pressure(hub: Hub, make_node: Callable[..., Node]) -> None:
     node = make_node(cache=ONE_MODEL, leases={"reconnect_grace": "10s"}).start()
     publish(hub, "held", "wanted")

@@ -70,6 +70,7 @@ def assert_each_file_was_sent_once(hub: Hub, repo_id: str, commit: str) -> None:
     assert {file for file, _ in sent} >= {file for file in files if file.endswith(".safetensors")}
 
 
+@pytest.mark.deep
 def test_sixty_four_cold_processes_cost_one_download(hub: Hub, patient_node: Node) -> None:
     node = patient_node
     commit = hub.create_repo("org/paced").commit(paced_model(64 * MIB, 8))
