@@ -34,23 +34,28 @@ class Precedence:
     def __init__(self) -> None:
         self._answers = 0
         self._rests_until = 0.0
-        self._none = threading.Event()
-        self._none.set()
+        self._waiting = 0
+        self._none = threading.Condition()
 
     def begin(self) -> Answer:
         """A call that may be answered at once has come. The event loop's alone."""
         self._answers += 1
-        if self._answers == 1:
-            self._none.clear()
         return Answer(self)
 
     def ended(self) -> None:
         """See ``Answer.end``."""
         self._answers -= 1
-        if self._answers == 0:
-            self._none.set()
+        if self._answers == 0 and self._waiting:
+            with self._none:
+                self._none.notify_all()
 
     def let_pass(self) -> None:
         """Between two pieces: waits while there is something to answer, and a moment at most. Any other thread."""
-        if self._answers and time.monotonic() >= self._rests_until and not self._none.wait(LONGEST_SECONDS):
+        if not self._answers or time.monotonic() < self._rests_until:
+            return
+        with self._none:
+            self._waiting += 1  # before it looks again: what ends from now on tells it
+            none = not self._answers or self._none.wait(LONGEST_SECONDS)
+            self._waiting -= 1
+        if not none:
             self._rests_until = time.monotonic() + REST_SECONDS

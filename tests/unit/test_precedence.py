@@ -13,7 +13,7 @@ from modelcache.v1 import cache_pb2, common_pb2
 from modelcached import precedence as module
 from modelcached.cache import Watch
 from modelcached.precedence import Precedence
-from modelcached.service import cache_service
+from modelcached.service import cache_service, telling
 from modelcached.service.cache_service import CacheService
 from modelcached.service.status import Gate
 
@@ -121,7 +121,7 @@ async def test_a_call_goes_first_until_its_answer_has_left(*, fails: bool) -> No
 
 @pytest.mark.usefixtures("any_answer")
 async def test_a_call_that_takes_long_is_no_hit_and_goes_first_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_service, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(telling, "FIRST_SECONDS", 0.0)
     call = Call(takes_seconds=0.2)
     assert await call.run()
     assert not any(call.seen)

@@ -20,8 +20,8 @@ from modelcached.ledger.history import History, Row
 from modelcached.ledger.leases import LeaseKind
 from modelcached.model import SnapshotId, as_commit, parse_repo_id, parse_revision, shown
 from modelcached.service import operators, translate
-from modelcached.service.cache_service import told
 from modelcached.service.status import Gate, stream, unary
+from modelcached.service.telling import Telling
 
 _LEAST_INTERVAL_SECONDS = 0.1
 PROGRESS_SECONDS = 0.5
@@ -49,6 +49,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._history = history
         self._config_file = config_file
         self.gate = gate
+        self._telling = Telling()
         self._started_at = cache.core.clock.wall()
 
     async def _status(self) -> admin_pb2.CacheStatus:
@@ -240,7 +241,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         with structlog.contextvars.bound_contextvars(request_id=wanted.request_id):
             watch = Watch(with_files=wanted.with_files)
             work = self._cache.import_model(wanted, watch, self._pod_seen)
-            ready, removed = await told(watch, wanted.request_id, write, work)
+            ready, removed = await self._telling.told(watch, wanted.request_id, write, work)
             message = translate.ready_message(ready, self._cache.core.clock)
             await context.write(
                 admin_pb2.ImportModelResponse(

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import structlog
 from modelcache.v1 import cache_pb2, cache_pb2_grpc
 
 from modelcached.cache import Cache, Watch
-from modelcached.cache.requests import Phase, Progress
 from modelcached.errors import CacheError, Reason
 from modelcached.service import translate
 from modelcached.service.status import Gate, stream, unary
+from modelcached.service.telling import Telling
 
-T = TypeVar("T")
-
-_UNCHANGED_SECONDS = 5.0
-"""So that a caller can tell a daemon that waits (a silent Hub) from one that hangs."""
-
-PROGRESS_SECONDS = 0.5
-"""How often a stream looks at its request; a reader that is slower sees fewer steps."""
-FIRST_SECONDS = 0.1
-"""When it looks for the first time."""
 _DEFAULT_PAGE, _MAX_PAGE = 100, 500
 
 
@@ -36,6 +24,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         self._cache = cache
         self.gate = gate
         self._pod_seen = pod_seen
+        self._telling = Telling()
 
     @stream
     async def EnsureModel(  # noqa: N802 - the contract's names
@@ -43,16 +32,16 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     ) -> None:
         """See the contract."""
         wanted = translate.ensure_request(request)
-        with structlog.contextvars.bound_contextvars(request_id=wanted.request_id):
-            core = self._cache.core
-            watch = Watch(with_files=wanted.with_files, answer=core.pools.precedence.begin())
-            try:
-                ready = await told(
-                    watch, wanted.request_id, context.write, self._cache.ensure(wanted, watch, self._pod_seen)
-                )
-                await context.write(translate.ready_message(ready, core.clock))
-            finally:
-                watch.step_back()
+        # Never taken back: gRPC runs each call as a task of its own.
+        structlog.contextvars.bind_contextvars(request_id=wanted.request_id)
+        core = self._cache.core
+        watch = Watch(with_files=wanted.with_files, answer=core.pools.precedence.begin())
+        try:
+            work = self._cache.ensure(wanted, watch, self._pod_seen)
+            ready = await self._telling.told(watch, wanted.request_id, context.write, work)
+            await context.write(translate.ready_message(ready, core.clock))
+        finally:
+            watch.step_back()
 
     @unary
     async def GetModel(self, request: cache_pb2.GetModelRequest, context: Any) -> cache_pb2.GetModelResponse:  # noqa: N802
@@ -101,60 +90,3 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
             if self._cache.stopping:
                 raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping; the lease waits for reconnect_grace")
             raise CacheError(Reason.LEASE_NOT_FOUND, f"lease {request.lease_id} was released")
-
-
-async def told(watch: Watch, request_id: str, write: Callable[[Any], Awaitable[None]], request: Awaitable[T]) -> T:
-    """The request's answer; meanwhile ``write`` is told how it stands."""
-    teller = _Teller(watch, request_id, write)
-    try:
-        answer = await request
-    except BaseException:
-        await teller.cancel()
-        raise
-    await teller.end()
-    return answer
-
-
-class _Teller:
-    """Tells a caller how its request stands: now and again, at the least when something changed."""
-
-    def __init__(self, watch: Watch, request_id: str, write: Callable[[Any], Awaitable[None]]) -> None:
-        self._watch = watch
-        self._request_id = request_id
-        self._write = write
-        self._ended = asyncio.Event()
-        self._telling: asyncio.Task[None] | None = None
-        # A hit takes milliseconds, many at once some tens: only what takes longer has steps.
-        self._begins = asyncio.get_running_loop().call_later(FIRST_SECONDS, self._begin)
-
-    def _begin(self) -> None:
-        self._watch.step_back()
-        self._telling = asyncio.create_task(self._tell(), name=f"tell {self._request_id}")
-
-    async def _tell(self) -> None:
-        last: Progress | None = None
-        told_at = 0.0
-        while not self._ended.is_set():
-            now = self._watch.progress()
-            if now != last or time.monotonic() - told_at >= _UNCHANGED_SECONDS:
-                last, told_at = now, time.monotonic()
-                await self._write(translate.progress_message(now, self._request_id))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), PROGRESS_SECONDS)
-
-    async def end(self) -> None:
-        """The request has its answer. A step that is being sent cannot be taken back, and goes first."""
-        self._begins.cancel()
-        if self._telling is not None:
-            self._ended.set()
-            await self._telling
-            end = self._watch.progress()
-            ready = Progress(Phase.READY, end.bytes_total, end.bytes_total, 0, end.waiters)
-            await self._write(translate.progress_message(ready, self._request_id))
-
-    async def cancel(self) -> None:
-        """The request has none: it failed, or its caller has gone."""
-        self._begins.cancel()
-        if self._telling is not None:
-            self._ended.set()
-            await asyncio.gather(self._telling, return_exceptions=True)
