@@ -67,22 +67,43 @@ async def test_each_look_is_for_what_is_asked() -> None:
 
 async def test_a_request_that_gives_up_takes_nobody_with_it() -> None:
     looking = Watched()
-    asked: list[asyncio.Task[Any]] = [asyncio.create_task(looking.look(want())) for _ in range(2)]
+    asked: list[asyncio.Task[Any]] = [asyncio.create_task(looking.look(want())) for _ in range(3)]
     await turns()
     asked[0].cancel()
     await turns()
-    looking.begun[0].set_result(WHOLE)
-    assert await asked[1] is WHOLE
-    assert len(looking.begun) == 1
+    assert len(looking.begun) == 2, "the next begins although the first has not come to its end"
+    asked[1].cancel()
+    await turns()
+    looking.begun[1].set_result(WHOLE)
+    assert await asked[2] is WHOLE
+    assert len(looking.begun) == 2
+
+
+async def test_nobody_is_left_of_a_look_that_all_have_given_up() -> None:
+    looking = Watched()
+    asked = [asyncio.create_task(looking.look(want())) for _ in range(3)]
+    await turns()
+    for task in asked:
+        task.cancel()
+    await turns()
+    looking.begun[1].set_result(GONE)
+    await turns()
+    again = asyncio.create_task(looking.look(want()))
+    await turns()
+    looking.begun[2].set_result(WHOLE)
+    assert await again is WHOLE
 
 
 async def test_a_look_that_fails_tells_all_that_share_it_and_the_next_is_a_new_one() -> None:
     looking = Watched()
-    asked = [asyncio.create_task(looking.look(want())) for _ in range(2)]
+    asked = [asyncio.create_task(looking.look(want())) for _ in range(3)]
     await turns()
     looking.begun[0].set_exception(OSError("disk"))
-    assert [str(end) for end in await asyncio.gather(*asked, return_exceptions=True)] == ["disk"] * 2
+    await turns()
+    looking.begun[1].set_exception(OSError("again"))
+    ends = await asyncio.gather(*asked, return_exceptions=True)
+    assert [str(end) for end in ends] == ["disk", "again", "again"]
     again = asyncio.create_task(looking.look(want()))
     await turns()
-    looking.begun[1].set_result(WHOLE)
+    looking.begun[2].set_result(WHOLE)
     assert await again is WHOLE

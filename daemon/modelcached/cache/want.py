@@ -8,7 +8,7 @@ from functools import cached_property
 
 from modelcached.cache.core import Core
 from modelcached.ledger.victims import Name
-from modelcached.model import Digest, FileEntry, Revision, Selection, SnapshotId
+from modelcached.model import Digest, FileEntry, Revision, Selection, SnapshotId, as_commit
 from modelcached.store.manifests import Record
 
 
@@ -30,6 +30,16 @@ class Want:
     def entries(self) -> dict[str, FileEntry]:
         """The selected files."""
         return {path: self.record.manifest.files[path] for path in self.selection.paths}
+
+    @cached_property
+    def links(self) -> dict[str, Digest]:
+        """Which blob is at each of their paths."""
+        return {path: entry.digest for path, entry in self.entries.items()}
+
+    @cached_property
+    def by_name(self) -> bool:
+        """It was asked for by a branch or tag, which may move."""
+        return as_commit(self.revision) is None
 
     @cached_property
     def digests(self) -> set[Digest]:
