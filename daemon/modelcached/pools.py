@@ -28,7 +28,7 @@ HASH_NICE = 10
 late to read lies in sockets, and is lost with them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Work:
     function: Callable[[], Any]
     context: contextvars.Context

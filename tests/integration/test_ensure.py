@@ -79,6 +79,19 @@ def test_a_hit_by_another_name_is_on_the_books(hub: Hub, node: Node) -> None:
     node.assert_disk_truth()
 
 
+def test_a_commit_is_no_branch(hub: Hub, node: Node) -> None:
+    """Neither the answer that brings it nor a hit leaves a ref of that name, and its lease follows nothing."""
+    sha = hub.create_repo("org/tiny").commit(tiny_llama())
+    for outcome in ("downloaded", "hit"):
+        (ready,) = node.ensure("org/tiny", "--revision", sha)
+        assert ready["outcome"] == outcome
+    refs = node.hub_dir / "models--org--tiny" / "refs"
+    assert not refs.exists() or list(refs.iterdir()) == []
+    with node.client() as client:
+        *_, ready_again = client.ensure(reference("org/tiny", sha))
+    assert [model.revision for model in ready_again.lease.models] == [""]
+
+
 def test_a_mirror_brings_the_bytes_when_the_first_endpoint_is_gone(hub: Hub, make_node: Callable[..., Node]) -> None:
     files = sharded_llama()
     node = make_node(hub={"endpoints": ["http://127.0.0.1:9", hub.endpoint], "timeout": "5s"})

@@ -1364,7 +1364,7 @@ class CacheMachine(RuleBasedStateMachine):
     def _check_books(self) -> None:
         """Leases, pins, branches and order are the model's; no request has left a hold behind."""
         truth, plain, core = self.truth, self.plain, self.life.core
-        assert not core.use._held_names
+        assert not core.use.holding()
         assert not core.use._held_snapshots
         assert core.use.leases.keys() == plain.leases.keys()
         for lease_id, lease in plain.leases.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -24,9 +25,14 @@ def wanting() -> Wanting:
     return Wanting(cast("Core", None), cast("Catalog", None), cast("Assemblies", None))
 
 
-def test_the_same_is_the_same_object(wanting: Wanting) -> None:
-    assert wanting._known(WANT) is WANT
-    assert wanting._known(replace(WANT)) is WANT
+@pytest.fixture
+def known(wanting: Wanting) -> Callable[[Want], Want]:
+    return lambda want: wanting._known(want.snapshot, want)
+
+
+def test_the_same_is_the_same_object(known: Callable[[Want], Want]) -> None:
+    assert known(WANT) is WANT
+    assert known(replace(WANT)) is WANT
 
 
 @pytest.mark.parametrize(
@@ -40,18 +46,20 @@ def test_the_same_is_the_same_object(wanting: Wanting) -> None:
     ],
     ids=["other readers", "a record read anew", "other files", "another revision", "stale"],
 )
-def test_anything_else_is_not(wanting: Wanting, other: Want) -> None:
-    wanting._known(WANT)
-    assert wanting._known(other) is other
-    assert wanting._known(replace(other)) is other
+def test_anything_else_is_not(known: Callable[[Want], Want], other: Want) -> None:
+    known(WANT)
+    assert known(other) is other
+    assert known(replace(other)) is other
 
 
-def test_only_so_many_are_kept_and_the_one_that_was_asked_for_longest_ago_goes(wanting: Wanting) -> None:
+def test_only_so_many_are_kept_and_the_one_that_was_asked_for_longest_ago_goes(
+    wanting: Wanting, known: Callable[[Want], Want]
+) -> None:
     wants = [replace(WANT, revision=Revision(f"r{number}")) for number in range(_RECENT_WANTS)]
     for want in wants:
-        wanting._known(want)
-    wanting._known(wants[0])
-    wanting._known(WANT)
+        known(want)
+    known(wants[0])
+    known(WANT)
     assert len(wanting._recent) == _RECENT_WANTS
-    assert wanting._known(replace(wants[0])) is wants[0]
-    assert wanting._known(again := replace(wants[1])) is again
+    assert known(replace(wants[0])) is wants[0]
+    assert known(again := replace(wants[1])) is again

@@ -165,6 +165,14 @@ def test_what_several_requests_hold_is_held_until_the_last_of_them_ends(daemon: 
     assert (daemon.use.holds(one), daemon.use.held(BLOB)) == (False, False)
 
 
+def test_what_is_held_is_true_at_each_moment_it_is_asked(daemon: Daemon) -> None:
+    name = Name(REPO, BLOB)
+    for _ in range(2):
+        assert [daemon.use.holds(name), daemon.use.held(BLOB), daemon.use.holds_in(REPO)] == [False] * 3
+        with daemon.use.hold([], frozenset({name})):
+            assert [daemon.use.holds(name), daemon.use.held(BLOB), daemon.use.holds_in(REPO)] == [True] * 3
+
+
 def test_a_request_that_fails_holds_nothing_any_more(daemon: Daemon) -> None:
     with suppress(RuntimeError), daemon.use.hold([of(A)], frozenset({Name(REPO, BLOB)})):
         raise RuntimeError

@@ -27,8 +27,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -70,7 +70,7 @@ from modelcached.errors import CacheError, Code, Reason
 from modelcached.events import OperatorActed, RequestEnded
 from modelcached.ledger.checks import Checks
 from modelcached.ledger.use import Pin, PinOwner
-from modelcached.model import Commit, FileEntry, RepoId, Revision, SnapshotId, as_commit
+from modelcached.model import Commit, FileEntry, RepoId, Revision, SnapshotId
 from modelcached.sources import folder
 from modelcached.sources.upstream import Upstream
 from modelcached.transfer.flights import Flights
@@ -183,7 +183,7 @@ class Cache:
             watch.for_space_until = time.monotonic() + request.wait_for_space.total_seconds()
         token = request.token or self.core.own_token.secret()
         wants = await self._wanting.wants(request.models, token, watch, source)
-        async with self._holding(wants):
+        with self._holding(wants):
             tallies = await self._make_whole(wants, token, watch, source)
             lease = await self.leasing.grant(wants, request.lease, pod_seen)
         if request.prewarm or (request.prewarm is None and self.core.config.cache.prewarm):
@@ -192,8 +192,8 @@ class Cache:
             tuple(self._ready(want, tallies.get(want.snapshot)) for want in wants), lease, self.core.layout.hub
         )
 
-    @asynccontextmanager
-    async def _holding(self, wants: Sequence[Want]) -> AsyncIterator[None]:
+    @contextmanager
+    def _holding(self, wants: Sequence[Want]) -> Iterator[None]:
         """Nothing of it goes meanwhile. Where it comes to nothing, no link and no empty directory is left of it."""
         try:
             with self.core.use.hold([want.snapshot for want in wants], names_of(wants)):
@@ -216,7 +216,7 @@ class Cache:
             tallies = await self._assemblies.make_whole(wants, token, watch, source)
             await self.core.pools.on_disk(self.core.check_hub_on_disk)  # that may have taken hours
         for want, sight in zip(wants, sights, strict=True):
-            if as_commit(want.revision) is None and not want.stale and not (hit and sight.named):
+            if want.by_name and not want.stale and not (hit and sight.named):
                 await point(self.core, want.snapshot.repo_id, want.revision, want.snapshot.commit)
         return tallies
 
@@ -262,7 +262,7 @@ class Cache:
             raise CacheError(Reason.SHUTTING_DOWN, "the daemon is stopping")
         token = self.core.own_token.secret()
         wants = await self._wanting.wants((model,), token, watch)
-        async with self._holding(wants):
+        with self._holding(wants):
             await self._make_whole(wants, token, watch)
             await self.pin(model.repo_id, model.revision, PinOwner.LIST)
 

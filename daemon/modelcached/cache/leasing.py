@@ -11,7 +11,6 @@ from modelcached.cache.requests import LeaseWish
 from modelcached.cache.want import Want
 from modelcached.errors import CacheError, Reason
 from modelcached.ledger.leases import Lease, LeasedModel, LeaseKind
-from modelcached.model import as_commit
 
 
 class Leasing:
@@ -23,7 +22,7 @@ class Leasing:
 
     async def grant(self, wants: Sequence[Want], wish: LeaseWish, pod_seen: Callable[[str], bool]) -> Lease:
         """Used now, with the strongest proof that the caller can give; in state.db before the answer leaves."""
-        models = tuple(LeasedModel(want.snapshot, "" if as_commit(want.revision) else want.revision) for want in wants)
+        models = tuple(LeasedModel(want.snapshot, want.revision if want.by_name else "") for want in wants)
         section = self._core.config.leases
         kind, ttl = LeaseKind.TTL, min(wish.ttl or section.ttl, section.ttl)
         seconds: float | None = ttl.total_seconds()

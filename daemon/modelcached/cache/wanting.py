@@ -83,7 +83,7 @@ class Wanting:
         if selection is None:
             selection = await self._select(model, record.manifest, token, watch, source)
         policy.check_files(self._core.config.policy, model.repo_id, selection)
-        return self._known(Want(record, selection, model.revision, answer.stale))
+        return self._known(snapshot, Want(record, selection, model.revision, answer.stale))
 
     def _is_recorded(self, model: ModelRequest) -> bool:
         """It is asked for by its commit, and what that holds is known: nobody needs to look anywhere."""
@@ -116,9 +116,9 @@ class Wanting:
         record = await self._catalog.manifest(snapshot, token, restricted=restricted, local=local)
         return replace(known, manifest=record.manifest) if known is not None else record
 
-    def _known(self, want: Want) -> Want:
+    def _known(self, snapshot: SnapshotId, want: Want) -> Want:
         """The same want as the last time, with all that was derived from it."""
-        key = (want.snapshot, want.selection.profile, want.revision)
+        key = (snapshot, want.selection.profile, want.revision)
         before = self._recent.pop(key, None)
         if (
             before is None

@@ -66,7 +66,7 @@ class Lease:
 
     def to_json(self) -> str:
         """As it lies in state.db."""
-        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        data = {name: getattr(self, name) for name in _FIELDS}
         data["kind"] = self.kind.value
         data["models"] = [[m.snapshot.repo_id, m.snapshot.commit, m.revision] for m in self.models]
         return json.dumps(data)
@@ -145,3 +145,6 @@ class PodWitness:
                 gone.add(uid)
                 del self._absent[uid]
         return gone
+
+
+_FIELDS = tuple(field.name for field in fields(Lease))

@@ -7,11 +7,12 @@ here happens on the event loop, so a check and what follows from it are one step
 from __future__ import annotations
 
 import enum
-import uuid
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 from modelcached.ledger.clock import Clock
@@ -74,6 +75,22 @@ class Pin:
         return name if self.owner is PinOwner.OPERATOR else f"{name} of the model list"
 
 
+class _Hold:
+    """What requests under way hold that hold the same. Derived when it is asked for: of a hit's it hardly ever is."""
+
+    def __init__(self, names: frozenset[Name]) -> None:
+        self.requests = 0
+        self._names = names
+
+    @cached_property
+    def digests(self) -> frozenset[Digest]:
+        return frozenset(name.digest for name in self._names)
+
+    @cached_property
+    def repos(self) -> frozenset[RepoId]:
+        return frozenset(name.repo_id for name in self._names)
+
+
 class UseLedger:
     """Not thread-safe: the event loop's alone."""
 
@@ -87,11 +104,8 @@ class UseLedger:
         self.freed: Callable[[], None] = lambda: None
         """Called in the step in which something may go that could not before."""
         self._tick = max((usage.tick for usage in self.usage.values()), default=0)
-        self._holding: Counter[frozenset[Name]] = Counter()
-        self._held_snapshots: Counter[SnapshotId] = Counter()
-        self._held_names: Counter[Name] = Counter()
-        self._held_digests: Counter[Digest] = Counter()
-        self._held_repos: Counter[RepoId] = Counter()
+        self._holding: dict[frozenset[Name], _Hold] = {}  # many requests hold the same hundreds of names
+        self._held_snapshots: dict[SnapshotId, int] = {}
         # By repository: to choose victims each snapshot is asked about, and a node has thousands of leases and pins.
         self._pins_in: dict[RepoId, dict[Pin, None]] = {}
         for repo, revision, owner in contents.pins:
@@ -211,37 +225,38 @@ class UseLedger:
         Blobs are held by name: another snapshot with the same tokenizer may go, and this name of it stays.
         """
         snapshots = list(snapshots)
-        self._held_snapshots.update(snapshots)
-        self._holding[names] += 1
-        if self._holding[names] == 1:  # many requests hold the same hundreds of names
-            self._held_names.update(names)
-            self._held_digests.update(name.digest for name in names)
-            self._held_repos.update(name.repo_id for name in names)
+        for snapshot in snapshots:
+            self._held_snapshots[snapshot] = self._held_snapshots.get(snapshot, 0) + 1
+        held = self._holding.get(names)
+        if held is None:
+            held = self._holding[names] = _Hold(names)
+        held.requests += 1
         try:
             yield
         finally:
-            _drop(self._held_snapshots, snapshots)
-            _drop(self._holding, [names])
-            if names not in self._holding:
-                _drop(self._held_names, names)
-                _drop(self._held_digests, (name.digest for name in names))
-                _drop(self._held_repos, (name.repo_id for name in names))
+            for snapshot in snapshots:
+                self._held_snapshots[snapshot] -= 1
+                if self._held_snapshots[snapshot] == 0:
+                    del self._held_snapshots[snapshot]
+            held.requests -= 1
+            if held.requests == 0:
+                del self._holding[names]
 
     def holds(self, name: Name) -> bool:
         """A request is about to link to that name of a blob."""
-        return name in self._held_names
+        return any(name in names for names in self._holding)
 
     def is_held(self, snapshot: SnapshotId) -> bool:
         """A request is about to use the snapshot."""
-        return self._held_snapshots[snapshot] > 0
+        return snapshot in self._held_snapshots
 
     def holds_in(self, repo_id: RepoId) -> bool:
         """A request is about to put something into the repository."""
-        return repo_id in self._held_repos
+        return any(repo_id in held.repos for held in self._holding.values())
 
     def held(self, digest: Digest) -> bool:
         """A request is about to use the blob, in whichever repository: what there is of it unfinished stays."""
-        return digest in self._held_digests
+        return any(digest in held.digests for held in self._holding.values())
 
     def holding(self) -> bool:
         """Some request is under way."""
@@ -265,18 +280,19 @@ class UseLedger:
         """
         statements: list[Statement] = []
         snapshots = {model.snapshot for model in models}
-        recovered = {lease_id for model in models for lease_id in self._recovered_in.get(model.snapshot.repo_id, ())}
-        for old in [self.leases[lease_id] for lease_id in sorted(recovered)]:
-            if snapshots.issuperset(model.snapshot for model in old.models):
-                statements += self.drop(old.id)
-        own = [self.leases[lease_id] for lease_id in self._of_pods.get(pod_uid, ())]
+        if self._recovered:
+            recovered = {each for model in models for each in self._recovered_in.get(model.snapshot.repo_id, ())}
+            for old in [self.leases[lease_id] for lease_id in sorted(recovered)]:
+                if snapshots.issuperset(model.snapshot for model in old.models):
+                    statements += self.drop(old.id)
+        own = (self.leases[lease_id] for lease_id in self._of_pods.get(pod_uid, ()))
         same = next((old for old in own if old.models == models), None)
         now = self._clock.boottime()
         if same is not None:
             lease = replace(same, ttl_seconds=ttl_seconds).renewed(now, self._clock.boot_id)
         else:
             lease = Lease(
-                uuid.uuid4().hex,
+                os.urandom(16).hex(),
                 kind,
                 holder,
                 models,
@@ -453,13 +469,6 @@ class UseLedger:
         if snapshot in self._held_snapshots:
             found.append(Protection("held", "a request under way"))
         return found
-
-
-def _drop(counter: Counter[T], keys: Iterable[T]) -> None:
-    for key in keys:
-        counter[key] -= 1
-        if counter[key] <= 0:
-            del counter[key]
 
 
 def _leave(kept: dict[K, dict[T, None]], key: K, member: T) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
@@ -67,7 +66,7 @@ def unary(
     @functools.wraps(method)
     async def call(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> T:
         try:
-            with self.gate.enter():
+            with self.gate:
                 return await method(self, request, context)
         except grpc.aio.InternalError:
             # ExecuteBatchError: what was being sent when its caller went. A call that is over has no status any more.
@@ -100,9 +99,8 @@ class Gate:
         self._refused = refused
         self.under_way = 0
 
-    @contextlib.contextmanager
-    def enter(self) -> Any:
-        """One call."""
+    def __enter__(self) -> None:
+        """One call begins. Raises CacheError(OVERLOADED)."""
         if self.under_way >= self._limit:
             self._refused()
             raise CacheError(
@@ -111,7 +109,6 @@ class Gate:
                 metadata={"limit": self._limit},
             )
         self.under_way += 1
-        try:
-            yield
-        finally:
-            self.under_way -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self.under_way -= 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import uuid
+import os
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -74,7 +74,7 @@ def _parsed(
 def model_requests(messages: Iterable[common_pb2.ModelReference]) -> tuple[ModelRequest, ...]:
     """Several as one. Raises CacheError INVALID_*."""
     models = tuple(map(model_request, messages))
-    if len({(model.repo_id, model.revision, model.profile) for model in models}) != len(models):
+    if len(models) > 1 and len({(model.repo_id, model.revision, model.profile) for model in models}) != len(models):
         raise CacheError(Reason.INVALID_REQUEST, "the request names one of its models twice")
     return models
 
@@ -98,14 +98,14 @@ def ensure_request(message: cache_pb2.EnsureModelRequest) -> EnsureRequest:
     ttl = lease.ttl.ToTimedelta() if lease.HasField("ttl") else None
     if ttl is not None and ttl <= timedelta(0):
         raise CacheError(Reason.INVALID_REQUEST, f"lease.ttl must be positive, got {ttl}")
-    patience = message.wait_for_space.ToTimedelta()
+    patience = message.wait_for_space.ToTimedelta() if message.HasField("wait_for_space") else timedelta(0)
     if patience < timedelta(0):
         raise CacheError(Reason.INVALID_REQUEST, f"wait_for_space must not be negative, got {patience}")
     return EnsureRequest(
         models,
         LeaseWish(pod_uid, lease.stream, _text("lease.holder", lease.holder), ttl),
         token or None,
-        _text("request_id", message.request_id, 64) or uuid.uuid4().hex,
+        _text("request_id", message.request_id, 64) or os.urandom(16).hex(),
         message.prewarm if message.HasField("prewarm") else None,
         patience,
         message.with_files,
@@ -116,9 +116,8 @@ def timestamp(seconds: float | None) -> Timestamp | None:
     """Seconds since the epoch as the contract says them."""
     if seconds is None:
         return None
-    stamp = Timestamp()
-    stamp.FromNanoseconds(int(seconds * 1e9))
-    return stamp
+    whole, nanos = divmod(int(seconds * 1e9), 10**9)
+    return Timestamp(seconds=whole, nanos=nanos)
 
 
 def duration(value: timedelta | None) -> Duration | None:

@@ -125,7 +125,10 @@ class Index:
 
     def repo(self, repo_id: RepoId) -> Repo:
         """The repository's part, made when missing."""
-        return self.repos.setdefault(repo_id, Repo())
+        found = self.repos.get(repo_id)
+        if found is None:
+            found = self.repos[repo_id] = Repo()
+        return found
 
     def snapshot(self, snapshot: SnapshotId) -> Snapshot | None:
         """The snapshot, whatever its state."""

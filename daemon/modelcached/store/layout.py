@@ -93,7 +93,11 @@ class Layout:
 
     def blob(self, repo_id: RepoId, digest: Digest) -> str:
         """A finished blob."""
-        return f"{self.repo(repo_id)}/blobs/{digest.hex}"
+        return f"{self.blobs(repo_id)}/{digest.hex}"
+
+    def blobs(self, repo_id: RepoId) -> str:
+        """The directory of the repository's finished blobs."""
+        return f"{self.repo(repo_id)}/blobs"
 
     def snapshot(self, snapshot: SnapshotId) -> str:
         """A snapshot's directory."""

@@ -44,7 +44,7 @@ class BlobStamp(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result) -> BlobStamp:
         """The stamp of a file's stat."""
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+        return made(cls, (status.st_ino, status.st_size, status.st_mtime_ns))
 
 
 @dataclass(frozen=True, slots=True)

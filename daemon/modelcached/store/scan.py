@@ -317,16 +317,17 @@ def snapshot_stamps(
     say what is there.
     """
     layout.check_repo(snapshot.repo_id)
-    root = layout.snapshot(snapshot)
+    root, blobs = layout.snapshot(snapshot), layout.blobs(snapshot.repo_id)
     folders = {"": _real_directory(root)}
     stamps: dict[str, os.stat_result | None] = {}
     for path, digest in links.items():
         stamps[path] = None
-        if not _real_folders(root, path.rpartition("/")[0], folders):
+        folder = path.rpartition("/")[0]
+        if not (folders[folder] if folder in folders else _real_folders(root, folder, folders)):
             continue
         try:
             if os.readlink(f"{root}/{path}") == link_text(path, digest):
-                status = os.lstat(layout.blob(snapshot.repo_id, digest))
+                status = os.lstat(f"{blobs}/{digest.hex}")
                 stamps[path] = status if stat.S_ISREG(status.st_mode) else None
         except OSError as error:
             if error.errno not in _NOT_THERE:

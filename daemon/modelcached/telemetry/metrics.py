@@ -6,8 +6,9 @@ Gauges are read from the cache at each scrape; counters and histograms follow it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -34,6 +35,8 @@ from modelcached.events import (
     UpkeepRan,
 )
 from modelcached.ledger.leases import LeaseKind
+
+M = TypeVar("M", Counter, Histogram)
 
 PREFIX = "modelcached_"
 
@@ -219,13 +222,20 @@ class Metrics:
             for each in HISTOGRAMS
         }
 
+        self._known: dict[tuple[str, tuple[str, ...]], Any] = {}
+
     def _count(self, name: str, *labels: str, by: float = 1) -> None:
-        counter = self._counters[name]
-        (counter.labels(*labels) if labels else counter).inc(by)
+        self._labelled(self._counters, name, labels).inc(by)
 
     def _time(self, name: str, seconds: float, *labels: str) -> None:
-        histogram = self._histograms[name]
-        (histogram.labels(*labels) if labels else histogram).observe(seconds)
+        self._labelled(self._histograms, name, labels).observe(seconds)
+
+    def _labelled(self, metrics: Mapping[str, M], name: str, labels: tuple[str, ...]) -> M:
+        """Kept: ``labels()`` takes longer than what is done with it, and each answer counts two."""
+        found = self._known.get((name, labels))
+        if found is None:
+            found = self._known[name, labels] = metrics[name].labels(*labels) if labels else metrics[name]
+        return found
 
     def observe(self, event: Event) -> None:  # noqa: C901, PLR0912 - a table
         """Counts what happened."""
