@@ -20,7 +20,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready lint
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-## deep: the cache against a plain model, dying before every call that changes the disk, a large cache, what others do
+## deep: against a plain model, dying before each call that changes the disk, a large cache, what others do, fault rates
 deep: $(VENV)/ready
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m deep
 

@@ -23,10 +23,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 _DEEP = (
     "tests/property/",
     "tests/crash/",
+    "/test_adoption.py",
     "/test_crash_points.py",
+    "/test_directories.py",
     "/test_faults_by_rate.py",
     "/test_large_cache.py",
     "/test_model_list.py",
+    "/test_planted_links.py",
+    "/test_state_database.py",
     "/test_watching.py",
 )
 """What `make deep` runs, and `make test` leaves to it: together they would take more than ten minutes."""
