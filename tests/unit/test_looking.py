@@ -18,9 +18,10 @@ class Watched(Looking):
     def __init__(self) -> None:
         super().__init__(cast("Core", None))
         self.begun: list[asyncio.Future[Sight]] = []
+        self.wanted: list[Want] = []
 
     async def _see(self, want: Want) -> Sight:
-        del want
+        self.wanted.append(want)
         self.begun.append(asyncio.get_running_loop().create_future())
         return await self.begun[-1]
 
@@ -52,6 +53,19 @@ async def test_who_asks_while_a_look_runs_gets_the_next_one_and_shares_it() -> N
     looking.begun[1].set_result(GONE)
     assert await asyncio.gather(*later) == [GONE] * 3
     assert len(looking.begun) == 2
+
+
+async def test_a_look_goes_by_what_was_known_when_it_was_asked_for() -> None:
+    """The same files of the same commit, but another record: the Hub's list, say, where a folder's stood in."""
+    looking, old, new = Watched(), want(), want()
+    asked = [asyncio.create_task(looking.look(one)) for one in (old, new)]
+    await turns()
+    looking.begun[0].set_result(GONE)
+    await turns()
+    looking.begun[1].set_result(WHOLE)
+    assert await asyncio.gather(*asked) == [GONE, WHOLE]
+    assert looking.wanted[0] is old
+    assert looking.wanted[1] is new
 
 
 async def test_each_look_is_for_what_is_asked() -> None:

@@ -36,30 +36,30 @@ class Looking:
         self._core = core
         self._under_way: dict[object, asyncio.Task[None] | None] = {}
         """None where one request looks for itself: a task of its own would cost it more than the look."""
-        self._sharing: dict[object, list[asyncio.Future[Sight]]] = {}
-        """Who waits for the next."""
+        self._sharing: dict[object, tuple[Want, list[asyncio.Future[Sight]]]] = {}
+        """Who waits for the next, and what the first of them wants: it was asked for after the look under way."""
 
     async def look(self, want: Want) -> Sight:
         """One turn in a disk thread, for this is what a hit waits for. Raises CacheError(STORAGE_ERROR)."""
         key = (want.snapshot, want.selection.profile, want.selection.paths, want.revision)
         if key in self._under_way:
             seen: asyncio.Future[Sight] = asyncio.get_running_loop().create_future()
-            self._sharing.setdefault(key, []).append(seen)
+            self._sharing.setdefault(key, (want, []))[1].append(seen)
             return await seen
         self._under_way[key] = None
         try:
             return await self._see(want)
         finally:
-            self._next(key, want)
+            self._next(key)
 
-    def _next(self, key: object, want: Want) -> None:
+    def _next(self, key: object) -> None:
         if key in self._sharing:
-            self._under_way[key] = asyncio.create_task(self._look_for_all(key, want))
+            self._under_way[key] = asyncio.create_task(self._look_for_all(key))
         else:
             del self._under_way[key]
 
-    async def _look_for_all(self, key: object, want: Want) -> None:
-        sharing = self._sharing.pop(key)
+    async def _look_for_all(self, key: object) -> None:
+        want, sharing = self._sharing.pop(key)
         try:
             sight = await self._see(want)
         except BaseException as error:  # noqa: BLE001 - it is theirs
@@ -71,7 +71,7 @@ class Looking:
                 if not seen.done():
                     seen.set_result(sight)
         finally:
-            self._next(key, want)
+            self._next(key)
 
     async def _see(self, want: Want) -> Sight:
         core = self._core
