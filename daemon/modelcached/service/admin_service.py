@@ -21,10 +21,9 @@ from modelcached.ledger.leases import LeaseKind
 from modelcached.model import SnapshotId, as_commit, parse_repo_id, parse_revision, shown
 from modelcached.service import operators, translate
 from modelcached.service.status import Gate, stream, unary
-from modelcached.service.telling import Telling
+from modelcached.service.telling import PROGRESS_SECONDS, Telling
 
 _LEAST_INTERVAL_SECONDS = 0.1
-PROGRESS_SECONDS = 0.5
 _ROW_ID = re.compile(r"[0-9]{1,18}")
 """What SQLite takes as an integer, with room to spare."""
 _DEFAULT_PAGE, _MAX_PAGE = 1000, 10_000
