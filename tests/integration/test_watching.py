@@ -49,10 +49,15 @@ def folder(node: Node, repo_id: str) -> Path:
 def drifts(node: Node) -> dict[str, int]:
     """What the daemon has logged, which must be what it has counted."""
     logged: dict[str, int] = {}
-    for line in node.log_lines("drift"):
-        logged[line["kind"]] = logged.get(line["kind"], 0) + line["count"]
-    for kind, count in logged.items():
-        assert node.metric("modelcached_drift_total", kind=kind) == count
+
+    def counted_as_logged() -> bool:
+        logged.clear()
+        for line in node.log_lines("drift"):
+            logged[line["kind"]] = logged.get(line["kind"], 0) + line["count"]
+        return all(node.metric("modelcached_drift_total", kind=kind) == count for kind, count in logged.items())
+
+    # The two cannot be read in one moment: another may come between.
+    node.wait_until(counted_as_logged, SECONDS, "the drift that is logged is counted")
     return logged
 
 
