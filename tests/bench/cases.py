@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import measure
-from tests.bench.ours import OURS, Modelcached, ModelcachedXet
+from tests.bench.ours import OURS, Modelcached, ModelcachedWithoutSplice, ModelcachedXet
 from tests.bench.peers import (
     Aria2,
     Contender,
@@ -119,7 +119,8 @@ def _cold(shards: int) -> Prepare:
 
     @contextmanager
     def prepare(bench: Bench) -> Iterator[Sequence[Contender]]:
-        peers = every if bench.scale.all_peers or shards > 1 else few
+        quick = every if shards > 1 else few
+        peers = [*every, ModelcachedWithoutSplice] if bench.scale.all_peers else quick
         with upstream(bench, "bench/cold", paced_model(bench.scale.big_bytes, shards)) as (site, model):
             job = Job(model, site.endpoint, bench.directory)
             yield contenders(job, peers)

@@ -24,8 +24,13 @@ class Modelcached(Download):
     origin = "hub"
     """Where its bytes are counted."""
 
+    def environment(self, into: Path) -> dict[str, str]:
+        """Added to the daemon's; ``into`` is free for files of it."""
+        del into
+        return {}
+
     def fetch(self, into: Path) -> Usage:
-        with daemon(into, self.job.endpoint) as node:
+        with daemon(into, self.job.endpoint, environment=self.environment(into)) as node:
             usage, self._said = ensure_measured(node, self.job.model, into)
             if not node.metric("modelcached_fetched_bytes_total", origin=self.origin):
                 raise ContenderError(f"nothing came over {self.origin}")
@@ -33,6 +38,23 @@ class Modelcached(Download):
 
     def check(self, into: Path) -> None:
         check_ensured(self._said, self.job.model, into / "node" / "cache" / "hub")
+
+
+class ModelcachedWithoutSplice(Modelcached):
+    """As on a kernel that has no splice(2) for sockets, or with TLS, which is not counted here: through its memory."""
+
+    name = f"{OURS}, without splice"
+
+    def environment(self, into: Path) -> dict[str, str]:
+        refuses = into / "refuses"
+        refuses.mkdir()
+        (refuses / "sitecustomize.py").write_text(
+            "import errno, os\n"
+            "def splice(*_args, **_options):\n"
+            "    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))\n"
+            "os.splice = splice\n"
+        )
+        return {"PYTHONPATH": str(refuses)}
 
 
 class ModelcachedXet(Modelcached):
@@ -43,7 +65,12 @@ class ModelcachedXet(Modelcached):
 
 
 @contextmanager
-def daemon(root: Path, endpoint: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Node]:
+def daemon(
+    root: Path,
+    endpoint: str,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Node]:
     """A daemon with its defaults below ``root``/node, serving; killed at the end, for nothing of it is kept."""
     defaults = {
         "cache": {"budget": "100%"},
@@ -53,6 +80,7 @@ def daemon(root: Path, endpoint: str, settings: Mapping[str, Mapping[str, Any]] 
         **(settings or {}),
     }
     node = Node(root / "node", endpoint, defaults)
+    node.environment.update(environment or {})
     try:
         yield node.start()
     finally:

@@ -24,7 +24,7 @@ from modelcached.model import (
 from modelcached.profiles import parse_profile
 from modelcached.sources.abort import Abort
 from modelcached.sources.hub import Resolved
-from modelcached.sources.origin import Sink
+from modelcached.sources.sink import Sink
 
 ENDPOINT = "http://upstream.test"
 SMALL_BYTES = 8 << 10

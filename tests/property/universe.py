@@ -30,7 +30,8 @@ from modelcached.model import (
 )
 from modelcached.profiles import index_file, select
 from modelcached.sources.abort import Abort, AbortedError
-from modelcached.sources.origin import Origin, OriginFailedError, Sink
+from modelcached.sources.origin import Origin, OriginFailedError
+from modelcached.sources.sink import Sink
 from modelcached.store.manifests import Record
 
 KIB = 1 << 10

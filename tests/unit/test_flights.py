@@ -22,7 +22,8 @@ from modelcached.model import Algorithm, Digest, RepoId
 from modelcached.pools import Pools
 from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
-from modelcached.sources.origin import RANGE_BYTES, OriginFailedError, Sink
+from modelcached.sources.origin import RANGE_BYTES, OriginFailedError
+from modelcached.sources.sink import FileSink, Sink
 from modelcached.store.disk import Disk
 from modelcached.store.layout import Layout
 from modelcached.store.owner import prepare
@@ -248,6 +249,27 @@ async def test_a_cancelled_flight_leaves_no_mover_and_is_resumed(tmp_path: Path)
         assert source.calls[2:] == [(3 * MIB, RANGE_BYTES)]
         assert it.blob(source).read_bytes() == source.content
         assert it.open_partials() == []
+
+
+async def test_what_becomes_a_file_may_come_through_a_pipe(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        source = origin(3 * MIB)
+
+        def by_pipe(start: int, end: int, sink: Sink, _abort: Abort) -> bool:
+            assert isinstance(sink, FileSink)
+            reads, writes = os.pipe()
+            try:
+                for at in range(start, end, MIB // 32):
+                    os.write(writes, source.content[at : at + MIB // 32])
+                    sink.splice(reads, MIB // 32, at)
+            finally:
+                os.close(reads)
+                os.close(writes)
+            return True
+
+        source.behave = by_pipe
+        await landed(it.start(source))
+        assert it.blob(source).read_bytes() == source.content
 
 
 async def test_movers_and_hashing_step_back_between_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Algorithm, Digest
-from modelcached.sources.http import CHUNK_BYTES
+from modelcached.sources.body import CHUNK_BYTES
 from modelcached.store.memory import LARGE_BYTES
 from modelcached.transfer.hashing import BLOCK_BYTES, hash_file
 

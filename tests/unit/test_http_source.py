@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -17,8 +18,10 @@ from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
 from modelcached.sources.http import HttpSource, RemoteFile
 from modelcached.sources.network import Network
+from modelcached.sources.sink import Sink
 
 from tests.hub import KIB, MIB, Fault, FaultKind, Hub, Synthetic
+from tests.unit.sinks import WAYS, sink_over
 
 REPO = RepoId("org/name")
 LARGE, SMALL = "model.safetensors", "config.json"
@@ -33,9 +36,25 @@ def hub() -> Iterator[Hub]:
         yield running
 
 
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Source(HttpSource):
+    """Whose sinks go one way or the other."""
+
+    def __init__(self, way: str, *, stall_timeout_seconds: float = 1.0) -> None:
+        super().__init__(network=Network.of(None, {}), stall_timeout_seconds=stall_timeout_seconds, user_agent="test")
+        self._way = way
+
+    def fetch(self, file: RemoteFile, start: int, end: int, sink: Sink, abort: Abort) -> None:
+        super().fetch(file, start, end, sink_over(self._way, sink), abort)
+
+
 @pytest.fixture
-def source() -> Iterator[HttpSource]:
-    made = HttpSource(network=Network.of(None, {}), stall_timeout_seconds=1.0, user_agent="test")
+def source(way: str) -> Iterator[HttpSource]:
+    made = Source(way)
     yield made
     made.close()
 
@@ -57,6 +76,10 @@ def fetch(source: HttpSource, file: RemoteFile, start: int = 0, end: int | None 
 
     source.fetch(file, start, file.entry.size_bytes if end is None else end, sink, Abort())
     return bytes(got)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def sockets_to(hub: Hub) -> list[str]:
@@ -215,14 +238,19 @@ def hub_port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-@pytest.mark.parametrize("fault", [FaultKind.SILENT, FaultKind.STALL], ids=str)
-def test_an_abort_ends_a_wait_at_once_and_leaves_no_socket(hub: Hub, fault: FaultKind) -> None:
-    source = HttpSource(network=Network.of(None, {}), stall_timeout_seconds=60, user_agent="test")
-    switched = hub.faults.add(Fault(fault, where="cdn"))
-    abort = Abort()
+@pytest.mark.parametrize(
+    ("fault", "after"), [(FaultKind.SILENT, None), (FaultKind.STALL, 0), (FaultKind.STALL, MIB)], ids=str
+)
+def test_an_abort_ends_a_wait_at_once_and_leaves_no_socket(
+    hub: Hub, way: str, fault: FaultKind, after: int | None
+) -> None:
+    source = Source(way, stall_timeout_seconds=60)
+    switched = hub.faults.add(Fault(fault, where="cdn", at_byte=after))
+    abort, got = Abort(), threading.Event()
     with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(source.fetch, remote(hub, LARGE), 0, SIZE, lambda _view, _offset: None, abort)
+        running = threads.submit(source.fetch, remote(hub, LARGE), 0, SIZE, lambda _view, _offset: got.set(), abort)
         assert hub.wait_until(lambda: switched.fired == 1)
+        assert got.wait(5) or not after
         abort.set()
         with pytest.raises(AbortedError):
             running.result(5)
@@ -331,8 +359,10 @@ def test_an_error_of_the_sink_is_the_callers_own_and_leaves_no_socket(hub: Hub, 
     def full(_view: memoryview, _offset: int) -> None:
         raise CacheError(Reason.NO_SPACE_NOW, "full")
 
+    before = descriptors()
     with pytest.raises(CacheError, match="full"):
-        source.fetch(remote(hub, SMALL), 0, 10, full, Abort())
+        source.fetch(remote(hub, LARGE), 0, SIZE, full, Abort())
     source.close()
     hub.stop()
     assert sockets_to(hub) == []
+    assert descriptors() <= before, "of its pipe"

@@ -13,7 +13,8 @@ from modelcached.sources.abort import Abort
 from modelcached.sources.endpoints import FIRST_REST, Endpoints
 from modelcached.sources.faults import TransientError
 from modelcached.sources.http import RemoteFile
-from modelcached.sources.origin import HubOrigin, Sink
+from modelcached.sources.origin import HubOrigin
+from modelcached.sources.sink import Sink
 
 A, B, C = "https://a.example", "https://b.example", "https://c.example"
 GONE = TransientError(Reason.UPSTREAM_UNAVAILABLE, "gone")

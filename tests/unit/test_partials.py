@@ -21,6 +21,7 @@ from modelcached.store.layout import Layout
 from modelcached.store.owner import prepare
 from modelcached.store.partials import Partial, PartialStore
 
+SPLICE = os.splice
 SIZE = 100_000
 CONTENT = bytes(n % 251 for n in range(SIZE))
 DIGEST = Digest(Algorithm.SHA256, hashlib.sha256(CONTENT).hexdigest())
@@ -80,6 +81,35 @@ def test_what_was_marked_is_there_after_a_kill(store: PartialStore) -> None:
     assert second.read(memoryview(read), 50_000) == 10_000
     assert read == CONTENT[50_000:60_000]
     second.close()
+
+
+def splice_a_page(source: int, target: int, count: int, *, offset_dst: int) -> int:
+    return SPLICE(source, target, min(count, 4096), offset_dst=offset_dst)
+
+
+def refuse_to_splice(*_args: int, **_options: int) -> int:
+    """A filesystem whose files cannot be spliced into."""
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+@pytest.mark.parametrize("splice", [SPLICE, splice_a_page, refuse_to_splice])
+def test_what_a_pipe_holds_is_written_where_it_belongs(
+    store: PartialStore, monkeypatch: pytest.MonkeyPatch, splice: Callable[..., int]
+) -> None:
+    monkeypatch.setattr(os, "splice", splice)
+    partial = store.open(DIGEST, SIZE)
+    reads, writes = os.pipe()
+    try:
+        os.write(writes, CONTENT[1000:40_000])
+        partial.write_from_pipe(reads, 30_000, 1000)
+        partial.write_from_pipe(reads, 9_000, 31_000)
+        read = bytearray(39_000)
+        assert partial.read(memoryview(read), 1000) == 39_000
+        assert read == CONTENT[1000:40_000]
+    finally:
+        os.close(reads)
+        os.close(writes)
+        partial.close()
 
 
 def test_writers_of_one_file_take_turns_and_those_of_two_do_not(layout: Layout) -> None:

@@ -52,10 +52,13 @@ def test_inodes_that_have_run_out_are_named(monkeypatch: pytest.MonkeyPatch, fil
 
 def test_calls_on_descriptors_name_the_file() -> None:
     disk, descriptor = Disk(), os.open("/dev/full", os.O_RDWR)
+    pipe, writes = os.pipe()
+    os.write(writes, b"x")
     try:
         for write in (
             lambda: disk.append(descriptor, b"x", "/cache/journal"),
             lambda: disk.write_at(descriptor, memoryview(b"x"), 0, "/cache/journal"),
+            lambda: disk.write_from_pipe(descriptor, pipe, 1, 0, "/cache/journal"),
         ):
             with pytest.raises(OSError, match="No space left on device: '/cache/journal'"):
                 write()
@@ -63,7 +66,8 @@ def test_calls_on_descriptors_name_the_file() -> None:
             with pytest.raises(OSError, match="Invalid argument: '/cache/journal'"):
                 sync(descriptor, "/cache/journal")
     finally:
-        os.close(descriptor)
+        for opened in (descriptor, pipe, writes):
+            os.close(opened)
 
 
 @pytest.mark.parametrize("call", ["readlink", "lstat"])

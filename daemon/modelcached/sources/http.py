@@ -12,23 +12,18 @@ from __future__ import annotations
 
 import http.client
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote, urljoin, urlsplit
 
 from modelcached.errors import CacheError, Reason
 from modelcached.model import Commit, FileEntry, RepoId
 from modelcached.sources.abort import FLOOR_BYTES_PER_SECOND, Abort, AbortedError, StallWatch
+from modelcached.sources.body import EarlyEndError, receive
 from modelcached.sources.connections import Connection, Connections
 from modelcached.sources.faults import TransientError, retry_after
 from modelcached.sources.network import Network
+from modelcached.sources.sink import Sink
 
-CHUNK_BYTES = 512 << 10
-"""Handed on at a time: for each step the thread needs the GIL, which all connections fight for. More would not stay in
-the core's own cache until it is written, and be new memory for each range (store/memory.py)."""
-_CHUNK_SECONDS = 0.1
-"""What is slow is handed on in smaller pieces."""
 _MAX_REDIRECTS = 5
 _MAX_REDIRECT_BODY_BYTES = 64 << 10
 """A redirect says where to go; one that says more is not read to its end, its connection not used again."""
@@ -72,10 +67,8 @@ class HttpSource:
         self._etags: dict[RemoteFile, set[str]] = {}
         self._lock = threading.Lock()
 
-    def fetch(
-        self, file: RemoteFile, start: int, end: int, sink: Callable[[memoryview, int], None], abort: Abort
-    ) -> None:
-        """Hands the bytes [start, end) to ``sink(view, offset)`` in order. The view is reused afterwards.
+    def fetch(self, file: RemoteFile, start: int, end: int, sink: Sink, abort: Abort) -> None:
+        """Hands the bytes [start, end) to the sink in order.
 
         Raises TransientError where another try may help, CacheError where none does, AbortedError.
         """
@@ -87,12 +80,18 @@ class HttpSource:
                 raise self._transient(error, file, abort) from error
             reusable = False
             try:
-                self._receive(response, start, end, sink, abort, file)
+                receive(connection, response, start, end, sink, abort)
+                if response.read(1):
+                    raise TransientError(
+                        Reason.DIGEST_MISMATCH, f"{file}: upstream sends more than the {end - start} bytes asked"
+                    )
                 reusable = response.isclosed() and not response.will_close
-            except TransientError as error:
-                if abort.stalled:  # which reads like an early end
+            except EarlyEndError as error:
+                if abort.is_set or abort.stalled:
                     raise self._transient(error, file, abort) from error
-                raise
+                raise TransientError(
+                    Reason.UPSTREAM_UNAVAILABLE, f"{file}: the connection ended {error.missing_bytes} bytes early"
+                ) from error
             except (OSError, http.client.HTTPException) as error:
                 raise self._transient(error, file, abort) from error
             finally:
@@ -264,42 +263,6 @@ class HttpSource:
             retry_after=retry_after(dict(response.headers)),
         )
 
-    def _receive(
-        self,
-        response: http.client.HTTPResponse,
-        start: int,
-        end: int,
-        sink: Callable[[memoryview, int], None],
-        abort: Abort,
-        file: RemoteFile,
-    ) -> None:
-        buffer = memoryview(bytearray(min(CHUNK_BYTES, max(end - start, 1))))
-        position = start
-        while position < end:
-            if abort.is_set:
-                raise AbortedError
-            count, ended = 0, False
-            due = time.monotonic() + _CHUNK_SECONDS
-            try:
-                while not ended and count < min(len(buffer), end - position) and time.monotonic() < due:
-                    piece = _receive_some(response, buffer[count : min(len(buffer), end - position)])
-                    ended = piece == 0
-                    count += piece
-            finally:
-                if count:  # whatever ends the connection, what it brought counts
-                    sink(buffer[:count], position)
-                    position += count
-            if ended and abort.is_set:
-                raise AbortedError  # our own shutdown of the socket reads like its end
-            if ended:
-                raise TransientError(
-                    Reason.UPSTREAM_UNAVAILABLE, f"{file}: the connection ended {end - position} bytes early"
-                )
-        if response.read(1):
-            raise TransientError(
-                Reason.DIGEST_MISMATCH, f"{file}: upstream sends more than the {end - start} bytes asked"
-            )
-
     def _transient(self, error: Exception, file: RemoteFile, abort: Abort) -> Exception:
         if abort.is_set:
             return AbortedError()
@@ -313,14 +276,3 @@ class HttpSource:
             why = f"{file}: upstream sent nothing within {self._timeout:g} s (transfer.stall_timeout)"
             return TransientError(Reason.UPSTREAM_STALLED, why)
         return TransientError(Reason.UPSTREAM_UNAVAILABLE, f"{file}: {str(error) or type(error).__name__}")
-
-
-def _receive_some(response: http.client.HTTPResponse, view: memoryview) -> int:
-    """What one receive brings. ``readinto`` fills the view, and where that fails nobody knows how far it came."""
-    if response.isclosed() or response.length is None or response.chunked:
-        return response.readinto(view)
-    count = response.fp.readinto1(view[: response.length])
-    response.length -= count
-    if response.length == 0:
-        response.readinto(bytearray())  # it ends by itself
-    return count

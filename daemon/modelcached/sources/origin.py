@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from modelcached.errors import CacheError, Reason
 from modelcached.sources.abort import Abort, AbortedError
+from modelcached.sources.body import CHUNK_BYTES
 from modelcached.sources.endpoints import Endpoints
 from modelcached.sources.faults import REFUSALS, TransientError
-from modelcached.sources.http import CHUNK_BYTES, HttpSource, RemoteFile
-
-Sink = Callable[[memoryview, int], None]
-
+from modelcached.sources.http import HttpSource, RemoteFile
+from modelcached.sources.sink import Sink
 
 RANGE_BYTES = 16 << 20
 """One request over HTTP."""

@@ -25,7 +25,8 @@ from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
 from modelcached.sources.http import RemoteFile
 from modelcached.sources.hub import HubApi, XetToken
-from modelcached.sources.origin import OriginFailedError, Sink
+from modelcached.sources.origin import OriginFailedError
+from modelcached.sources.sink import Sink
 from modelcached.sources.xet_child import BLOCK_BYTES
 from modelcached.sources.xet_process import Child, EndedError, NoProcessError
 from modelcached.sources.xet_process import start as start_process

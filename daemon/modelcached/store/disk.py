@@ -163,6 +163,21 @@ class Disk:
         except OSError as error:
             raise naming(error, path) from None
 
+    def write_from_pipe(self, descriptor: int, pipe: int, size_bytes: int, offset: int, path: str) -> None:
+        """Writes so many bytes, which the pipe holds, at the offset: splice(2), where the filesystem can."""
+        self._before("write", path)
+        try:
+            while size_bytes:
+                try:
+                    written = os.splice(pipe, descriptor, size_bytes, offset_dst=offset)
+                except OSError as error:
+                    if error.errno not in _UNSUPPORTED:
+                        raise
+                    written = os.pwrite(descriptor, os.read(pipe, size_bytes), offset)
+                size_bytes, offset = size_bytes - written, offset + written
+        except OSError as error:
+            raise naming(error, path) from None
+
     def append(self, descriptor: int, data: bytes, path: str) -> None:
         """Writes all of data where the descriptor stands."""
         self._before("append", path)

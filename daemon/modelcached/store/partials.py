@@ -116,6 +116,11 @@ class Partial:
         with self._open(), self._writing:
             self._disk.write_at(self._data, data, offset, self._data_path)
 
+    def write_from_pipe(self, pipe: int, size_bytes: int, offset: int) -> None:
+        """Writes so many bytes, which the pipe holds, at the offset. Any thread."""
+        with self._open(), self._writing:
+            self._disk.write_from_pipe(self._data, pipe, size_bytes, offset, self._data_path)
+
     def mark(self, start: int, end: int) -> None:
         """Journals [start, end), which must be written. Any thread."""
         with self._open(), self._lock:

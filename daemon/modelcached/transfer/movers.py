@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,8 +16,8 @@ from modelcached.events import BytesReceived, Observer, RangeRetried, RateLimite
 from modelcached.pools import Pools
 from modelcached.sources.abort import Abort, AbortedError
 from modelcached.sources.faults import TransientError
-from modelcached.store.disk import storage_error
-from modelcached.transfer.flight import STEP_BYTES, Flight, Part
+from modelcached.transfer.arrivals import Arrivals
+from modelcached.transfer.flight import Flight, Part
 from modelcached.transfer.full_disk import MakeRoom, with_room
 from modelcached.transfer.pace import Cooldown, RateLimiter
 from modelcached.transfer.patience import Patience
@@ -176,45 +175,23 @@ class Movers:
         abort = Abort()
         flight.aborts.add(abort)
         loop = asyncio.get_running_loop()
-        origin, partial, small = flight.origin, flight.partial, flight.small_sink
+        origin, in_memory = flight.origin, flight.partial is None
+
+        def advance(start: int, end: int) -> None:
+            loop.call_soon_threadsafe(self._advance, flight, part, start, end)
+
+        arrivals = Arrivals(flight, part, abort, self.limiter, self._pools.precedence, advance)
 
         def fetch() -> None:
-            marked = part.start
-
-            def mark(end: int) -> None:
-                nonlocal marked
-                if partial is not None and end > marked:
-                    partial.mark(marked, end)
-                    loop.call_soon_threadsafe(self._advance, flight, part, marked, end)
-                    marked = end
-
-            def sink(view: memoryview, offset: int) -> None:
-                end = offset + len(view)
-                if flight.first_byte_at is None:
-                    flight.first_byte_at = time.monotonic()
-                self.limiter.take(len(view), abort.wait)
-                self._pools.precedence.let_pass()
-                try:
-                    if partial is None:
-                        assert small is not None
-                        small(view, offset)
-                    else:
-                        partial.write(view, offset)
-                        if end - marked >= STEP_BYTES or end == part.end:
-                            mark(end)
-                except OSError as error:
-                    raise storage_error(error, "writing") from error
-                part.written = end
-
             part.written = part.start
             try:
-                origin.fetch(part.start, part.end, sink, abort)
+                origin.fetch(part.start, part.end, arrivals.sink, abort)
             finally:
-                mark(part.written)
+                arrivals.mark(part.written)
 
         try:
             await self._pools.on_mover(fetch)
-            if partial is None:
+            if in_memory:
                 flight.fetched[origin.label] += part.end
                 self._observe(BytesReceived(origin.label, part.end))
         finally:
