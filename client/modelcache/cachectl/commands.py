@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
 import os
 import sys
+from typing import Any
 
 import click
 import grpc
@@ -48,6 +50,20 @@ class Verbs(click.Group):
         found = getattr(importlib.import_module(f"modelcache.cachectl.{module}"), name)
         assert isinstance(found, click.Command)
         return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Ends the process at ^C, as soon as the verb has left the terminal as it was.
+
+        Without closing the connection: where the interrupt came while a call began, gRPC would wait for that one's end
+        for ever (grpcio 1.85, ``_channel.py``: it is sent, and no thread of gRPC's follows it yet).
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):
+                click.echo(err=True)
+                sys.stdout.flush()
+            os._exit(EXIT_INTERRUPTED)
 
 
 @click.group(cls=Verbs, invoke_without_command=True, epilog="Example: cachectl status")

@@ -505,6 +505,21 @@ def test_a_daemon_that_does_not_answer_can_be_left(full_daemon, programs, verb):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("verb", ["pull", "verify", "import", "doctor"])
+def test_an_interrupt_that_comes_while_a_call_begins_ends_it(full_daemon, programs, tmp_path, verb):
+    """Of the verbs that follow a stream: gRPC's close waits for one that is sent and that no thread of it reads yet."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import grpc._channel\n"
+        "def interrupted(state):\n"
+        "    raise KeyboardInterrupt\n"
+        "grpc._channel._run_channel_spin_thread = interrupted\n"
+    )
+    full_daemon.on_any = until_over
+    status, out, err = programs.run("modelcache.cachectl.main", verb, *VERBS[verb], PYTHONPATH=str(tmp_path))
+    assert (status, out) == (130, "")
+    assert "Traceback" not in err
+
+
 def test_a_daemon_that_is_too_slow_is_told_from_one_that_is_down(daemon):
     daemon.on_any = until_over
     with Admin(daemon.address) as admin, pytest.raises(ModelCacheError) as caught:
