@@ -32,6 +32,7 @@ ANNOUNCED_BY = {
     "truncate": {"truncate"},
     "write": {"append"},
     "pwrite64": {"write"},
+    "splice": {"write"},
     "rename": {"rename"},
     "renameat": {"rename"},
     "renameat2": {"rename", "exchange"},
@@ -49,7 +50,7 @@ ANNOUNCED_BY = {
 }
 """System call -> what the seam may have called it."""
 NEVER = (
-    *("writev", "pwritev", "pwritev2", "copy_file_range", "sendfile", "splice", "mknod", "mknodat", "sync", "syncfs"),
+    *("writev", "pwritev", "pwritev2", "copy_file_range", "sendfile", "mknod", "mknodat", "sync", "syncfs"),
     *("chown", "lchown", "fchownat", "utime", "utimes", "futimesat", "utimensat"),
     *("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr", "mmap"),
 )
