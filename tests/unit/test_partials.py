@@ -21,7 +21,7 @@ from modelcached.store.layout import Layout
 from modelcached.store.owner import prepare
 from modelcached.store.partials import Partial, PartialStore
 
-SPLICE = os.splice
+SPLICE, PWRITE = os.splice, os.pwrite
 SIZE = 100_000
 CONTENT = bytes(n % 251 for n in range(SIZE))
 DIGEST = Digest(Algorithm.SHA256, hashlib.sha256(CONTENT).hexdigest())
@@ -92,11 +92,17 @@ def refuse_to_splice(*_args: int, **_options: int) -> int:
     raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
+def write_a_page(descriptor: int, data: memoryview, offset: int) -> int:
+    """As a filesystem that is nearly full may do."""
+    return PWRITE(descriptor, data[:4096], offset)
+
+
 @pytest.mark.parametrize("splice", [SPLICE, splice_a_page, refuse_to_splice])
 def test_what_a_pipe_holds_is_written_where_it_belongs(
     store: PartialStore, monkeypatch: pytest.MonkeyPatch, splice: Callable[..., int]
 ) -> None:
     monkeypatch.setattr(os, "splice", splice)
+    monkeypatch.setattr(os, "pwrite", write_a_page)
     partial = store.open(DIGEST, SIZE)
     reads, writes = os.pipe()
     try:

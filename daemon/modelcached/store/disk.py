@@ -157,9 +157,7 @@ class Disk:
         """Writes all of data at the offset."""
         self._before("write", path)
         try:
-            while data:
-                written = os.pwrite(descriptor, data, offset)
-                data, offset = data[written:], offset + written
+            _pwrite_all(descriptor, data, offset)
         except OSError as error:
             raise naming(error, path) from None
 
@@ -173,7 +171,9 @@ class Disk:
                 except OSError as error:
                     if error.errno not in _UNSUPPORTED:
                         raise
-                    written = os.pwrite(descriptor, os.read(pipe, size_bytes), offset)
+                    data = os.read(pipe, size_bytes)  # from here on they are nowhere else
+                    _pwrite_all(descriptor, memoryview(data), offset)
+                    written = len(data)
                 size_bytes, offset = size_bytes - written, offset + written
         except OSError as error:
             raise naming(error, path) from None
@@ -342,3 +342,9 @@ class Disk:
                 self.unlink(staging)  # a full disk must not be filled with tries
             raise
         self.sync_directory(os.path.dirname(path))
+
+
+def _pwrite_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
