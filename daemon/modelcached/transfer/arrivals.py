@@ -27,7 +27,9 @@ class Arrivals:
     ) -> None:
         """``advance`` hears of what is in the journal."""
         self._flight = flight
-        self._partial = flight.partial  # for the flight may be over before its last mover is
+        # Taken now, for the flight may be over, or begin anew, before its last mover has ended.
+        self._partial = flight.partial
+        self._write = flight.small_sink if flight.partial is None else flight.partial.write
         self._part = part
         self._abort = abort
         self._limiter = limiter
@@ -48,7 +50,7 @@ class Arrivals:
             self._marked = end
 
     def _from_memory(self, view: memoryview, offset: int) -> None:
-        write = self._flight.small_sink if self._partial is None else self._partial.write
+        write = self._write
         assert write is not None
         self._take(len(view), offset, lambda: write(view, offset))
 
