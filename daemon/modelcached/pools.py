@@ -65,13 +65,16 @@ class Threads:
     what a hit does in a thread. And unlike its threads, these do not keep the process.
     """
 
-    def __init__(self, size: int, name: str, nice: int = 0, *, idle_io: bool = False) -> None:
+    def __init__(self, size: int, name: str, nice: int = 0, *, in_bulk: bool = False, idle_io: bool = False) -> None:
         """``nice``: by how much they step back behind the daemon's other threads, 0 to 19.
 
+        ``in_bulk``: they move or read many bytes for nobody in particular, so they have their share of the processors
+        and are in no hurry for it: one that wakes takes no other's place (SCHED_BATCH, sched(7)).
         ``idle_io``: they read when nobody else does, where the disk's scheduler knows that (bfq, not none).
         """
         self._size = size
         self._nice = nice
+        self._in_bulk = in_bulk
         self._idle_io = idle_io
         self._name = name
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
@@ -110,7 +113,9 @@ class Threads:
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):  # a sandbox may forbid it, and work comes first
-            os.nice(self._nice)  # of this thread alone: on Linux each has its own (sched(7))
+            os.nice(self._nice)  # of this thread alone: on Linux each has its own (sched(7)), and its own policy
+            if self._in_bulk:
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         if self._idle_io:
             _step_back_from_the_disk()
         while (work := self._queue.get()) is not None and not self._stopped:
@@ -158,9 +163,9 @@ class Pools:
         return cls(
             Threads(HUB_THREADS, "hub"),
             Threads(DISK_THREADS, "disk"),
-            Threads(HASH_THREADS, "hash", HASH_NICE),
-            Threads(FLUSH_THREADS, "flush"),
-            Threads(connections, "mover"),
+            Threads(HASH_THREADS, "hash", HASH_NICE, in_bulk=True),
+            Threads(FLUSH_THREADS, "flush", in_bulk=True),
+            Threads(connections, "mover", in_bulk=True),
         )
 
     async def on_disk(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -181,6 +181,9 @@ def test_all_that_it_does_works_in_the_sandbox(host: Host, boot_hub: Hub) -> Non
     sha256 = publish(boot_hub, "org/xet", xet=True)
     ready = ensure(host, "org/xet", "--prewarm")
     assert_readable(host, ready, sha256)
+    policies = host.run("chrt", "--all-tasks", "--pid", str(pid(host))).stdout
+    assert "SCHED_BATCH" in policies, "movers and hashing step back"
+    assert "SCHED_OTHER" in policies, "answers do not"
     assert [r for r in boot_hub.requests() if r.kind == "xorb" and r.is_content], "it came by Xet"
     host.wait_until(lambda: '"event": "prewarmed"' in host.journal(), 10, "it is read ahead")
     host.run("cachectl", "verify", "org/xet")

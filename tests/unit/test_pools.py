@@ -123,6 +123,35 @@ async def test_hashing_steps_back_behind_answers_and_nothing_else_does() -> None
         pools.stop()
 
 
+async def test_what_moves_bytes_takes_nobodys_place_when_it_wakes_and_answers_do() -> None:
+    def policy() -> int:
+        return os.sched_getscheduler(0)
+
+    pools = Pools.start(connections=1)
+    try:
+        for run in (pools.on_hash, pools.on_flush, pools.on_mover):
+            assert await run(policy) == os.SCHED_BATCH
+        for run in (pools.on_disk, pools.on_hub):
+            assert await run(policy) == os.SCHED_OTHER
+        assert policy() == os.SCHED_OTHER
+    finally:
+        pools.stop()
+
+
+async def test_where_a_sandbox_forbids_to_step_back_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = []
+
+    def refuse(*arguments: object) -> None:
+        refused.append(arguments)
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    threads = Threads(1, "one", in_bulk=True)
+    assert await threads.run(lambda: "done") == "done"
+    assert len(refused) == 1
+    threads.stop(wait=True)
+
+
 async def test_who_reads_when_nobody_else_does_has_the_idle_class_and_nobody_else_has() -> None:
     get = {"x86_64": 252, "aarch64": 31}[os.uname().machine]
 

@@ -51,7 +51,7 @@ class Scrubber:
         self._core = core
         self._assemblies = assemblies
         self._checks = checks
-        self._thread = Threads(1, "scrub", nice=19, idle_io=True)  # a long reading must not keep an answer waiting
+        self._thread = Threads(1, "scrub", nice=19, in_bulk=True, idle_io=True)  # hours of reading, behind every answer
         self._pace = RateLimiter(core.config.scrub.rate)
         self._failed: dict[tuple[str, int], float] = {}
         self._section: ScrubSection | None = None
