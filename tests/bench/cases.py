@@ -128,6 +128,13 @@ def _cold(shards: int) -> Prepare:
     return prepare
 
 
+@contextmanager
+def _secure(bench: Bench) -> Iterator[Sequence[Contender]]:
+    peers: list[type[Download]] = [Snapshot, Aria2, Curl, CurlHash] if bench.scale.all_peers else [Snapshot, CurlHash]
+    with upstream(bench, "bench/tls", paced_model(bench.scale.big_bytes, 4)) as (site, model):
+        yield contenders(Job(model, site.secure_endpoint, bench.directory, site.ca_file), peers)
+
+
 def _far(rtt_seconds: float) -> Prepare:
     @contextmanager
     def prepare(bench: Bench) -> Iterator[Sequence[Contender]]:
@@ -169,6 +176,7 @@ def _xet(bench: Bench) -> Iterator[Sequence[Contender]]:
 DOWNLOADS = (
     Case("cold-shards", "Cold, loopback, 4 shards", LARGE, _cold(4)),
     Case("cold-file", "Cold, loopback, 1 file", LARGE, _cold(1)),
+    Case("cold-tls", "Cold, loopback, 4 shards over TLS", LARGE, _secure),
     Case("far-50", "One file, 50 ms of round trip, 20 MB/s a connection", LARGE, _far(0.050)),
     Case("far-150", "One file, 150 ms of round trip, 20 MB/s a connection", LARGE, _far(0.150)),
     Case("xet", "Cold, loopback, 4 shards over Xet, full-size xorbs", LARGE, _xet, ModelcachedXet.name),

@@ -25,9 +25,9 @@ class Modelcached(Download):
     """Where its bytes are counted."""
 
     def environment(self, into: Path) -> dict[str, str]:
-        """Added to the daemon's; ``into`` is free for files of it."""
+        """The daemon's; ``into`` is free for files of it."""
         del into
-        return {}
+        return self.job.environment
 
     def fetch(self, into: Path) -> Usage:
         with daemon(into, self.job.endpoint, environment=self.environment(into)) as node:
@@ -41,7 +41,7 @@ class Modelcached(Download):
 
 
 class ModelcachedWithoutSplice(Modelcached):
-    """As on a kernel that has no splice(2) for sockets, or with TLS, which is not counted here: through its memory."""
+    """As on a kernel that has no splice(2) for sockets: through its memory, as with TLS (`cold-tls`)."""
 
     name = f"{OURS}, without splice"
 
@@ -54,7 +54,7 @@ class ModelcachedWithoutSplice(Modelcached):
             "    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))\n"
             "os.splice = splice\n"
         )
-        return {"PYTHONPATH": str(refuses)}
+        return {**super().environment(into), "PYTHONPATH": str(refuses)}
 
 
 class ModelcachedXet(Modelcached):

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +33,14 @@ class Job:
     model: Published
     endpoint: str
     work: Path
+    ca_file: Path | None = None
+    """Authorities of the servers, where they speak TLS."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The bench's own, with the authorities where OpenSSL, huggingface_hub and curl look for them."""
+        believed = {} if self.ca_file is None else dict.fromkeys(("SSL_CERT_FILE", "CURL_CA_BUNDLE"), str(self.ca_file))
+        return {**os.environ, **believed}
 
     def url(self, path: str) -> str:
         return f"{self.endpoint}/{self.model.repo_id}/resolve/{self.model.commit}/{path}"
@@ -110,10 +118,10 @@ def check_sizes(model: Published, place: Callable[[str], Path]) -> None:
 # huggingface_hub
 
 
-def hub_environment(home: Path, endpoint: str) -> dict[str, str]:
-    """What makes huggingface_hub ask the test Hub over plain HTTP, and nobody else anything."""
+def hub_environment(home: Path, endpoint: str, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What makes huggingface_hub ask the test Hub over HTTP, and nobody else anything."""
     return {
-        **os.environ,
+        **base,
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
@@ -140,7 +148,7 @@ class Snapshot(Download):
         return snapshot_download(self.job.model.repo_id)
 
     def environment(self, into: Path) -> dict[str, str]:
-        return hub_environment(into, self.job.endpoint)
+        return hub_environment(into, self.job.endpoint, self.job.environment)
 
     def fetch(self, into: Path) -> Usage:
         return run(self.command(into), self.environment(into), into)
@@ -177,7 +185,7 @@ class ByUrl(Download):
     """Files named as in the repository, below `files`."""
 
     def shell(self, script: str, into: Path) -> Usage:
-        return run(["/bin/sh", "-ec", script], os.environ, into)
+        return run(["/bin/sh", "-ec", script], self.job.environment, into)
 
     def check(self, into: Path) -> None:
         check_sizes(self.job.model, lambda path: into / "files" / path)
@@ -192,7 +200,8 @@ class Aria2(ByUrl):
     def command(self, into: Path) -> list[str]:
         rows = [f"{self.job.url(path)}\n  out={path}\n" for path in self.job.model.files]
         (into / "urls").write_text("".join(rows))
-        options = ["-x8", "-s8", "--quiet", "--no-conf", *self.options]
+        believes = () if self.job.ca_file is None else (f"--ca-certificate={self.job.ca_file}",)
+        options = ["-x8", "-s8", "--quiet", "--no-conf", *self.options, *believes]
         return ["aria2c", *options, "-d", str(into / "files"), "-i", str(into / "urls")]
 
     def environment(self, into: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Upstream for the benchmarks: nginx in front of the test Hub, so that no contender waits for a server in Python.
 
 The Hub answers the API (a tree listing, a commit). Resolve addresses and bodies are nginx's: small files from
-its front with the Hub's headers, large ones by a redirect to a second address, sent with sendfile and ranges.
+its front with the Hub's headers, large ones by a redirect to a second address, sent with sendfile and ranges, or
+over TLS.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tests.bench.machine import program
 from tests.bench.measure import ContenderError, wait_until
 from tests.hub import Hub
 from tests.hub.content import CommitFiles, HubFile
+from tests.hub.tls import Authority
 from tests.node.daemon import free_port
 
 _START_SECONDS = 10.0
@@ -59,9 +61,13 @@ class Site:
         self._models: list[Published] = []
         self._front_port, self._cdn_port = free_port(), free_port()
         self._behind_port, self._far_front_port, self._far_cdn_port = free_port(), free_port(), free_port()
+        self._secure_port, self._tls_port = free_port(), free_port()
         self.endpoint = f"http://127.0.0.1:{self._front_port}"
         self.far_endpoint = f"http://127.0.0.1:{self._far_front_port}"
         """The same, while a proxy serves ``roads``."""
+        self.secure_endpoint = f"http://127.0.0.1:{self._secure_port}"
+        """The same with large files from an https address, which who reads ``ca_file`` believes."""
+        self.ca_file = directory / "ca.pem"
         self._log = directory / "sent.log"
 
     @contextmanager
@@ -102,6 +108,9 @@ class Site:
     @contextmanager
     def serving(self) -> Iterator[Site]:
         """nginx runs, as a process of its own."""
+        authority = Authority()
+        authority.write(self.ca_file)
+        authority.issue("localhost", self._directory / "server.pem")
         configuration = self._directory / "nginx.conf"
         configuration.write_text(self._configuration())
         nginx = program("nginx") or "nginx"
@@ -131,6 +140,7 @@ class Site:
         fronts = [
             _front(self._front_port, f"http://127.0.0.1:{self._cdn_port}", self._hub_port),
             _front(self._behind_port, f"http://127.0.0.1:{self._far_cdn_port}", self._hub_port),
+            _front(self._secure_port, f"https://localhost:{self._tls_port}", self._hub_port),
         ]
         return _NGINX.format(
             user="user root;" if os.geteuid() == 0 else "",
@@ -141,6 +151,7 @@ class Site:
             size=self._map(lambda file: str(file.size) if file.sha256 else None),
             fronts="".join(fronts),
             cdn_port=self._cdn_port,
+            tls_port=self._tls_port,
         )
 
     def _map(self, value_of: Callable[[HubFile], str | None]) -> str:
@@ -223,6 +234,10 @@ http {{
 {fronts}
   server {{
     listen 127.0.0.1:{cdn_port} backlog=1024;
+    listen 127.0.0.1:{tls_port} ssl backlog=1024;
+    ssl_certificate server.pem;
+    ssl_certificate_key server.pem;
+    ssl_session_cache shared:tls:1m;
     access_log sent.log sent;
     location ~ ^/blobs/(?<blob>[0-9a-f]+)/ {{
       alias www/blobs/$blob;

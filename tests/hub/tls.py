@@ -23,6 +23,10 @@ class Authority:
         self._ca.issue_cert(*names).configure_cert(context)
         return context
 
+    def issue(self, name: str, path: Path) -> None:
+        """A server's certificate for a host name, with its key, as a PEM file."""
+        self._ca.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(str(path))
+
     def write(self, path: Path) -> Path:
         """Its own certificate as a PEM file."""
         self._ca.cert_pem.write_to_path(str(path))
