@@ -78,8 +78,7 @@ class Abort:
         if self._socket is None:
             return
         try:
-            # Not SSLSocket's own: that one forgets its TLS layer first, and a reader would take ciphertext for content.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             return
 

@@ -15,7 +15,6 @@ import http.client
 import os
 import select
 import socket
-import ssl
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -71,7 +70,7 @@ def _plain_socket(connection: Connection, response: http.client.HTTPResponse) ->
     """What the body's bytes come out of as they are, where that can be said, and there are some."""
     if response.isclosed() or response.chunked or not response.length:
         return None
-    return None if isinstance(connection.sock, ssl.SSLSocket) else connection.sock
+    return connection.wire if connection.sock is connection.wire else None
 
 
 class _Way(Protocol):

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from modelcached.sources.network import Network
 from modelcached.sources.proxies import DEFAULT_PORTS, host_and_port
+from modelcached.sources.tls import TlsSocket
 
 CONNECT_SECONDS = 10.0
 """Most for each address of a host: a connect cannot be interrupted."""
@@ -27,6 +28,8 @@ class Connection(http.client.HTTPConnection):
         if not host:
             raise ValueError(f"no host in {netloc!r}")
         super().__init__(host, port, timeout=timeout_seconds)
+        self.wire: socket.socket | None = None
+        """What it was connected by: where it speaks TLS, the socket beneath."""
         self._timeout = timeout_seconds
         self._tls = network.tls if scheme == "https" else None
         self._proxy = network.proxies.to(scheme, host, port)
@@ -41,11 +44,13 @@ class Connection(http.client.HTTPConnection):
             if self._tls is not None:
                 if self._proxy is not None:
                     self._tunnel_through(connected)
-                connected = self._tls.wrap_socket(connected, server_hostname=self.host)
+                self.sock = TlsSocket(connected, self._tls, self.host)
+            else:
+                self.sock = connected
         except BaseException:
             connected.close()
             raise
-        self.sock = connected
+        self.wire = connected
 
     def get(self, target: str, headers: dict[str, str]) -> None:
         """Sends a request for a path and query."""

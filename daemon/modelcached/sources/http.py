@@ -177,7 +177,7 @@ class HttpSource:
             try:
                 if connection.sock is None:
                     connection.connect()
-                abort.attach(connection.sock)
+                abort.attach(connection.wire)
                 if abort.is_set:
                     raise AbortedError
                 connection.get(target, headers)
