@@ -43,7 +43,8 @@ def main() -> int:
         # Nothing of the caller's may send a contender anywhere else, nor change what it does.
         if name.lower().endswith("_proxy") or name.startswith(("HF_", "MODELCACHE", "PYTHONDONTWRITEBYTECODE")):
             del os.environ[name]
-    cases = [case for case in CASES if not options.case or case.name in options.case]
+    usual = [case.name for case in CASES if case.in_quick or not options.quick]
+    cases = [case for case in CASES if case.name in (options.case or usual)]
     scale = _scale(options)
     with tempfile.TemporaryDirectory(prefix="modelcached-bench-", dir=options.work) as work:
         results = Results(machine.describe(Path(work)), scale, options.quick)

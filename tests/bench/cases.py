@@ -90,6 +90,8 @@ class Case:
     base: str = OURS
     """The contender that the others are compared with."""
     rounds: Callable[[Scale], int] = lambda scale: scale.rounds
+    in_quick: bool = True
+    """Whether a quick run that names no case has it."""
 
 
 _TIMES = (Column("seconds", "s with sync"), Column("returned", "s until it returned"))
@@ -176,7 +178,7 @@ def _xet(bench: Bench) -> Iterator[Sequence[Contender]]:
 DOWNLOADS = (
     Case("cold-shards", "Cold, loopback, 4 shards", LARGE, _cold(4)),
     Case("cold-file", "Cold, loopback, 1 file", LARGE, _cold(1)),
-    Case("cold-tls", "Cold, loopback, 4 shards over TLS", LARGE, _secure),
+    Case("cold-tls", "Cold, loopback, 4 shards over TLS", LARGE, _secure, in_quick=False),
     Case("far-50", "One file, 50 ms of round trip, 20 MB/s a connection", LARGE, _far(0.050)),
     Case("far-150", "One file, 150 ms of round trip, 20 MB/s a connection", LARGE, _far(0.150)),
     Case("xet", "Cold, loopback, 4 shards over Xet, full-size xorbs", LARGE, _xet, ModelcachedXet.name),
